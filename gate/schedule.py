@@ -1,0 +1,143 @@
+"""Noise levels: one place for eps, v, x0 and flow predictions.
+
+Throughout, x_t = a_t x0 + s_t eps, with a_t the signal coefficient and s_t the noise coefficient:
+a_t = sqrt(alpha_bar_t), s_t = sqrt(1 - alpha_bar_t) for DDPM schedules; a = 1 - sigma, s = sigma for flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from gate.errors import ConfigurationError
+
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """Signal and noise coefficients per timestep, and what the denoiser predicts.
+
+    signal, noise: (T,) float64; index t in [0, T). Larger t is noisier, always.
+    """
+
+    signal: Tensor
+    noise: Tensor
+    prediction_type: PredictionType
+
+    def __post_init__(self) -> None:
+        if self.prediction_type not in get_args(PredictionType):
+            raise ConfigurationError(
+                f"Prediction type {self.prediction_type!r} is not known; a scheduler must say one of "
+                f"{', '.join(get_args(PredictionType))}."
+            )
+        snr = self.signal / self.noise.clamp_min(1e-12)
+        if not bool((snr[1:] <= snr[:-1] * (1 + 1e-9)).all()):
+            raise ConfigurationError("A noise schedule must get noisier as t grows; this one does not.")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> NoiseSchedule:
+        """From a diffusers DDPM-like scheduler's config (its betas), Ho et al. 2020, Eq. 4."""
+        from diffusers import DDPMScheduler
+
+        if not any(key in config for key in ("beta_schedule", "trained_betas", "beta_start")):
+            raise ConfigurationError(
+                f"Scheduler {config.get('_class_name', 'without a name')} has no beta schedule; "
+                "only schedules of the DDPM kind are served."
+            )
+        keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+        scheduler = DDPMScheduler(
+            **{k: config[k] for k in keys if config.get(k) is not None},
+            rescale_betas_zero_snr=bool(config.get("rescale_betas_zero_snr", False)),
+        )
+        alpha_bar = scheduler.alphas_cumprod.double()
+        return cls(alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), config.get("prediction_type", "epsilon"))
+
+    def __len__(self) -> int:
+        return len(self.signal)
+
+    def check(self, t: int) -> int:
+        """t itself where it is a timestep of this schedule, else an error."""
+        if not 0 <= t < len(self):
+            raise ConfigurationError(f"Timestep {t} lies outside this schedule; choose one in 0 ... {len(self) - 1}.")
+        return t
+
+    def alpha_bar(self, t: Tensor) -> Tensor:
+        """Share of signal variance, (b,) float64 in (0, 1]. t: (b,) long."""
+        return self.signal[t.cpu()] ** 2 / (self.signal[t.cpu()] ** 2 + self.noise[t.cpu()] ** 2)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise over signal, (b,) float64: the noise level of k-diffusion (Karras et al. 2022)."""
+        return self.noise[t.cpu()] / self.signal[t.cpu()]
+
+    def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """a_t, s_t shaped (b, 1, 1, 1), in the dtype and on the device of `like`."""
+        shape = (-1,) + (1,) * (like.ndim - 1)
+        index = t.cpu()
+        return self.signal[index].to(like).view(shape), self.noise[index].to(like).view(shape)
+
+    def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t = a_t x0 + s_t eps. x0, eps: (b, c, h, w); t: (b,) long."""
+        a, s = self.coefficients(t, x0)
+        return a * x0 + s * eps
+
+    def implied_eps(self, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """The eps with which x0 becomes x_t: (x_t - a_t x0) / s_t."""
+        a, s = self.coefficients(t, x_t)
+        return (x_t - a * x0) / s
+
+    def x0_from(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """x0_hat, (b, c, h, w). v = a eps - s x0 (Salimans & Ho 2022); flow velocity = eps - x0 (Lipman et al. 2023)."""
+        a, s = self.coefficients(t, x_t)
+        if self.prediction_type == "epsilon":
+            return (x_t - s * prediction) / a
+        if self.prediction_type == "sample":
+            return prediction
+        if self.prediction_type == "v_prediction":
+            return a * x_t - s * prediction
+        return x_t - s * prediction
+
+    def eps_from(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """eps_hat, (b, c, h, w), for every prediction type."""
+        a, s = self.coefficients(t, x_t)
+        if self.prediction_type == "epsilon":
+            return prediction
+        if self.prediction_type == "v_prediction":
+            return a * prediction + s * x_t
+        if self.prediction_type == "flow_prediction":
+            return x_t + a * prediction
+        return (x_t - a * prediction) / s
+
+    def prediction_from_eps(self, eps_hat: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The denoiser's own target for a given eps_hat: the inverse of `eps_from`."""
+        a, s = self.coefficients(t, x_t)
+        if self.prediction_type == "epsilon":
+            return eps_hat
+        if self.prediction_type == "v_prediction":
+            return (eps_hat - s * x_t) / a
+        if self.prediction_type == "flow_prediction":
+            return (eps_hat - x_t) / a
+        return (x_t - s * eps_hat) / a
+
+    def ddim_step(self, prediction: Tensor, x_t: Tensor, t: Tensor, t_next: Tensor | None) -> Tensor:
+        """Deterministic step t -> t_next (Song et al. 2021, Eq. 12, eta 0); None goes to clean x0.
+
+        t_next > t inverts (one Euler step of the same ODE backwards).
+        """
+        x0_hat = self.x0_from(prediction, x_t, t)
+        if t_next is None:
+            return x0_hat
+        return self.add_noise(x0_hat, self.eps_from(prediction, x_t, t), t_next)
+
+
+def sample_noise(sample_id: str, seed: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise of one sample, float32 on the CPU: a function of (seed, sample id) and nothing else."""
+    import hashlib
+
+    digest = hashlib.blake2b(f"{seed}:{sample_id}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.randn(shape, generator=generator)
