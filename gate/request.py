@@ -173,7 +173,7 @@ class Response:
         return dataclasses.replace(self, **changes)
 
 
-def mean_response(responses: Sequence[Response], like: Request) -> Response:
+def mean_response(responses: Sequence[Response]) -> Response:
     """Mean of predictions, x0_hat and features; one response is returned as it is."""
     if len(responses) == 1:
         return responses[0]

@@ -1,0 +1,44 @@
+"""gate: which generation techniques pull diffusion features back to the image they came from."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "screen": "gate.screening",
+    "Screening": "gate.screening",
+    "ScreenConfig": "gate.config",
+    "load_backbone": "gate.backbone",
+    "Backbone": "gate.backbone",
+    "capture": "gate.backbone",
+    "list_techniques": "gate.registry",
+    "create_technique": "gate.registry",
+    "Technique": "gate.technique",
+    "Cost": "gate.technique",
+    "Probe": "gate.probe",
+    "Metric": "gate.metric",
+    "Sample": "gate.sample",
+    "SampleSet": "gate.sample",
+    "GateError": "gate.errors",
+}
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from gate.backbone import Backbone, capture, load_backbone
+    from gate.config import ScreenConfig
+    from gate.errors import GateError
+    from gate.metric import Metric
+    from gate.probe import Probe
+    from gate.registry import create_technique, list_techniques
+    from gate.sample import Sample, SampleSet
+    from gate.screening import Screening, screen
+    from gate.technique import Cost, Technique
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:  # loaded on first use: `gate --help` needs no torch
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'gate' has no attribute {name!r}")

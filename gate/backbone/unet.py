@@ -1,0 +1,122 @@
+"""Stable Diffusion 1.x/2.x and kin: a latent UNet with cross-attention to a CLIP text encoder."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gate.backbone.contract import Backbone
+from gate.backbone.layers import LayerInfo, layer_paths, unet_layers
+from gate.errors import ConfigurationError, MissingWeightsError
+from gate.request import Conditioning, Request
+from gate.schedule import NoiseSchedule
+
+
+class LatentUNet(Backbone):
+    """A pipeline folder in diffusers' format: vae, text_encoder, tokenizer, unet, scheduler."""
+
+    family = "unet"
+
+    def __init__(
+        self, name: str, folder: Path, index: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        import diffusers
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        self.name, self.source, self.device, self.dtype, self.calls = name, folder, device, dtype, 0
+        options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True}
+        try:
+            vae_class = getattr(diffusers, index["vae"][1])
+            self.vae = vae_class.from_pretrained(folder / "vae", **options).to(device).eval()
+            unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", **options).to(device).eval()
+            self.text_encoder = CLIPTextModel.from_pretrained(
+                folder / "text_encoder", dtype=dtype, use_safetensors=True, local_files_only=True
+            )
+            self.text_encoder.to(device).eval()
+            self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        except OSError as error:
+            first = str(error).strip().splitlines()[0]
+            raise MissingWeightsError(f"{name} is not complete in its folder: {first}") from error
+        self.denoiser = unet
+        for module in (self.vae, unet, self.text_encoder):
+            module.requires_grad_(False)
+        scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+        self.schedule = NoiseSchedule.from_config(scheduler)
+        blocks = len(self.vae.config.block_out_channels) - 1
+        self.image_size = int(unet.config.sample_size) * 2**blocks
+        self._prompts: dict[str, Tensor] = {}
+
+    @property
+    def _scaling(self) -> tuple[float, float]:
+        return float(self.vae.config.scaling_factor), float(getattr(self.vae.config, "shift_factor", None) or 0.0)
+
+    def encode(self, images: Tensor) -> Tensor:
+        scale, shift = self._scaling
+        with torch.no_grad():
+            posterior = self.vae.encode((images * 2 - 1).to(self.device, self.dtype))
+        mean = posterior.latent_dist.mean if hasattr(posterior, "latent_dist") else posterior.latents
+        return (mean - shift) * scale
+
+    def decode(self, x0: Tensor) -> Tensor:
+        scale, shift = self._scaling
+        with torch.no_grad():
+            images: Tensor = self.vae.decode(x0.to(self.dtype) / scale + shift).sample
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._prompts:  # one at a time: a prompt's bits do not depend on its neighbours
+                tokens = self.tokenizer(
+                    prompt,
+                    padding="max_length",
+                    truncation=True,
+                    max_length=self.tokenizer.model_max_length,
+                    return_tensors="pt",
+                )
+                with torch.no_grad():
+                    self._prompts[prompt] = self.text_encoder(tokens.input_ids.to(self.device))[0][0]
+        return Conditioning(torch.stack([self._prompts[p] for p in prompts]), prompts=tuple(prompts))
+
+    @functools.cached_property
+    def layer_paths(self) -> dict[str, str]:  # type: ignore[override]
+        return layer_paths(self.denoiser)
+
+    def layers(self) -> list[LayerInfo]:
+        return unet_layers(self.denoiser.config)
+
+    def predict(self, request: Request) -> Tensor:
+        output = self.denoiser(
+            request.x_t.to(self.dtype),
+            request.t_condition.to(self.device),
+            encoder_hidden_states=request.conditioning.prompt_embeds,
+            return_dict=False,
+            **request.residuals,
+        )[0]
+        assert isinstance(output, Tensor)
+        return output
+
+    def fingerprint(self) -> str:
+        digest = hashlib.blake2b(digest_size=8)
+        for file in sorted(self.source.glob("*/*.safetensors")):
+            digest.update(file.relative_to(self.source).as_posix().encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+        return digest.hexdigest()
+
+
+def check_index(name: str, index: Mapping[str, Any]) -> None:
+    """Refuse a pipeline that is not a latent UNet with one CLIP text encoder."""
+    denoiser = (index.get("unet") or [None, None])[1]
+    if denoiser != "UNet2DConditionModel" or index.get("text_encoder_2") or not index.get("text_encoder"):
+        raise ConfigurationError(
+            f"{name} is a {index.get('_class_name', 'pipeline')}; only latent UNets with one CLIP text encoder "
+            "(Stable Diffusion 1.x and 2.x and kin) are served."
+        )

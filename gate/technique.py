@@ -1,0 +1,235 @@
+"""The technique contract: fit, condition, attach, start, denoise; all optional, the defaults do nothing.
+
+A technique is a dataclass: its fields are its settings, its class attributes are the facts that the command line,
+the ranker and the docs read. This module imports no torch, so that listing techniques is instant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from gate.errors import UnsuitableError, UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gate.backbone import Backbone
+    from gate.request import Batch, Conditioning, Request, Response
+    from gate.sample import SampleSet
+
+    CallNext = Callable[[Request], Response]
+
+Need = Literal["weights", "captions", "labels", "class-names", "training"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Denoiser calls. per_image: once per image, whatever follows; per_pass: for each (timestep, seed)."""
+
+    per_image: float = 0.0
+    per_pass: float = 1.0
+
+    @property
+    def total(self) -> float:
+        """Calls to extract one image's features once."""
+        return self.per_image + self.per_pass
+
+
+@dataclass(kw_only=True)
+class Technique:
+    """A generation technique. Subclass it as a dataclass; override what it does.
+
+    Facts: `name` as on the command line; `summary`, one line; `source`, the paper; `needs`; `families` of backbone it
+    serves; `leak`, why its image or latent carries the input's own pixels ("" = it does not); `control`, whether it
+    is a negative control; `replaces_latent`, whether it starts from another latent (two such do not compose);
+    `neutral`, settings under which it equals vanilla bit for bit (None = it has none); `variants`, further names with
+    their settings; `compositions`, names with `+` that belong to `all`; `listed`, whether it is in `all` itself.
+    """
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    families: ClassVar[frozenset[str]] = frozenset({"unet"})
+    leak: ClassVar[str] = ""
+    control: ClassVar[bool] = False
+    replaces_latent: ClassVar[bool] = False
+    neutral: ClassVar[Mapping[str, Any] | None] = None
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    compositions: ClassVar[tuple[str, ...]] = ()
+    listed: ClassVar[bool] = True
+
+    @property
+    def cost(self) -> Cost:
+        """Declared denoiser calls; `gate.testing.check_technique` counts them."""
+        return Cost()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting and its value."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    def check(self, backbone: Backbone, samples: SampleSet) -> None:
+        """Raise `UnsuitableError` where this backbone or these samples cannot be served."""
+        if backbone.family not in self.families:
+            raise UnsuitableError(
+                f"{self.name} serves {', '.join(sorted(self.families))} backbones, {backbone.name} is {backbone.family}."
+            )
+        if "captions" in self.needs and not samples.has_captions:
+            raise UnsuitableError(
+                f"{self.name} needs a caption for every image.", "Add NAME.txt beside each image, or captions.csv."
+            )
+        if "labels" in self.needs and not samples.has_labels:
+            raise UnsuitableError(f"{self.name} needs labels.", "Sort the images into a folder per class.")
+        if "class-names" in self.needs and len(samples.classes) < 2:
+            raise UnsuitableError(
+                f"{self.name} chooses among class names.", "Sort the images into a folder per class, or set candidates."
+            )
+
+    def fit(self, backbone: Backbone, samples: SampleSet) -> None:
+        """Learn something from a few images; the time it takes is recorded."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What `fit` learned, as tensors."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+
+    def attach(self, backbone: Backbone) -> AbstractContextManager[None]:
+        """Change the backbone for a while (weights, hooks, attention processors) and restore it bit for bit."""
+        return contextlib.nullcontext()
+
+    def condition(self, conditioning: Conditioning, batch: Batch) -> Conditioning:
+        """The conditioning of these samples; called once per batch, before all passes."""
+        return conditioning
+
+    def start(self, request: Request) -> Request:
+        """Another latent to start from; not called for the reference at t = 0."""
+        return request
+
+    def denoise(self, request: Request, call_next: CallNext) -> Response:
+        """Wrap the denoiser: call it once, several times, elsewhere on the noise axis, with gradients."""
+        return call_next(request)
+
+
+@dataclass(kw_only=True)
+class Composition(Technique):
+    """Several techniques as one, `a+b`: conditionings chain left to right, the leftmost wraps the others' calls."""
+
+    parts: tuple[Technique, ...] = ()
+
+    def __post_init__(self) -> None:
+        replacing = [p.name for p in self.parts if p.replaces_latent]
+        if len(replacing) > 1:
+            raise UsageError(f"{' and '.join(replacing)} both replace the latent and cannot be combined; choose one.")
+        names = [p.name for p in self.parts]
+        for name in names:
+            if names.count(name) > 1:
+                raise UsageError(f"{name} is named twice in {'+'.join(names)}; name it once.")
+        facts = vars(self)
+        facts["name"] = "+".join(names)
+        facts["summary"] = " and ".join(p.summary.rstrip(".") for p in self.parts) + "."
+        facts["source"] = "; ".join(dict.fromkeys(p.source for p in self.parts if p.source))
+        facts["needs"] = frozenset().union(*(p.needs for p in self.parts))
+        facts["families"] = frozenset.intersection(*(p.families for p in self.parts))
+        facts["leak"] = "; ".join(p.leak for p in self.parts if p.leak)
+        facts["control"] = any(p.control for p in self.parts)
+        facts["replaces_latent"] = bool(replacing)
+
+    @property
+    def cost(self) -> Cost:
+        """Calls multiply where a wrapper calls what it wraps; what runs once per image adds up."""
+        per_pass = 1.0
+        for part in self.parts:
+            per_pass *= part.cost.per_pass
+        return Cost(sum(p.cost.per_image for p in self.parts), per_pass)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {p.name: p.settings for p in self.parts}
+
+    def check(self, backbone: Backbone, samples: SampleSet) -> None:
+        for part in self.parts:
+            part.check(backbone, samples)
+
+    def fit(self, backbone: Backbone, samples: SampleSet) -> None:
+        for part in self.parts:
+            part.fit(backbone, samples)
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"{p.name}/{key}": value for p in self.parts for key, value in p.state().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for part in self.parts:
+            head = f"{part.name}/"
+            part.load_state({k[len(head) :]: v for k, v in state.items() if k.startswith(head)})
+
+    @contextlib.contextmanager
+    def attach(self, backbone: Backbone) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(part.attach(backbone))
+            yield
+
+    def condition(self, conditioning: Conditioning, batch: Batch) -> Conditioning:
+        for part in self.parts:
+            conditioning = part.condition(conditioning, batch)
+        return conditioning
+
+    def start(self, request: Request) -> Request:
+        for part in self.parts:
+            request = part.start(request)
+        return request
+
+    def denoise(self, request: Request, call_next: CallNext) -> Response:
+        for part in reversed(self.parts):
+            call_next = _wrapped(part, call_next)
+        return call_next(request)
+
+
+def _wrapped(part: Technique, call_next: CallNext) -> CallNext:
+    return lambda request: part.denoise(request, call_next)
+
+
+def with_settings(cls: type[Technique], name: str, settings: Mapping[str, Any]) -> Technique:
+    """cls(**settings) under the name `name`, with a clear error for an unknown or impossible setting."""
+    known = {f.name for f in dataclasses.fields(cls) if f.init}
+    for key in settings:
+        if key not in known:
+            raise unknown_name(f"setting of {name}", key, known, listing=f"gate describe {name}")
+    try:
+        technique = cls(**settings)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} cannot be set up with {dict(settings)}: {error}") from error
+    if name != cls.name:
+        vars(technique)["name"] = name
+    return technique
+
+
+def run(technique: Technique, request: Request, layers: Sequence[str]) -> Response:
+    """One pass through a technique that is attached: start, then denoise around the backbone's own call.
+
+    The reference at t = 0 never starts elsewhere, and a call repeated on the very same clean or sampled request is
+    answered from the first (an ensemble of one state is that state).
+    """
+    backbone = request.batch.backbone
+    seen: list[tuple[Request, Response]] = []
+
+    def call(inner: Request) -> Response:
+        for known, answer in seen:
+            if known is inner:
+                return answer
+        response = backbone.denoise(inner, layers if inner.features else ())
+        if inner.origin != "noised":
+            seen.append((inner, response))
+        return response
+
+    if request.origin != "clean":
+        request = technique.start(request)
+    return technique.denoise(request, call)
