@@ -1,0 +1,1 @@
+"""Shift metrics, one per file, named as the command line names them; each an entry point of group "gate.metrics"."""

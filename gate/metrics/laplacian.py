@@ -1,0 +1,66 @@
+"""The paper's own metric: difference of Laplacian magnitudes (Meng et al. 2024, Eq. 1-2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gate.metric import Metric, as_float, same_shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def laplacian(f: Tensor) -> Tensor:
+    """Discrete Laplacian with four neighbours, (b, c, h, w) -> (b, c, h, w).
+
+    The paper gives neither kernel nor padding. The kernel is [[0, 1, 0], [1, -4, 1], [0, 1, 0]]. The border repeats
+    (Neumann), so that every position of Eq. 1's sum counts, a constant is invisible everywhere, also at the border,
+    and maps of a few positions still have a value; zero padding would turn an offset into an edge. A map that is linear
+    in space is 0 in its interior and shows its slope on the border. Same as scipy.ndimage.laplace in its default mode.
+    """
+    import torch.nn.functional as F
+
+    padded = F.pad(f, (1, 1, 1, 1), mode="replicate")
+    across = padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
+    along = padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1]
+    return across + along - 4 * f
+
+
+def laplacian_difference(f: Tensor, f_ref: Tensor) -> Tensor:
+    """Eq. 1: sum over positions of | ||Lap(F_ref)[:, i, j]||_2 - ||Lap(F)[:, i, j]||_2 |.
+
+    f, f_ref: (b, c, h, w). Returns (b,) float32 or float64 in [0, inf), in units of the feature.
+    """
+    same_shape(f, f_ref, "Feature and reference")
+    f, f_ref = as_float(f, f_ref)
+    magnitude = laplacian(f).norm(dim=1)  # (b, h, w)
+    magnitude_ref = laplacian(f_ref).norm(dim=1)
+    return (magnitude_ref - magnitude).abs().sum(dim=(1, 2))
+
+
+def suppression_score(diff: Tensor, diff_anchor: Tensor) -> Tensor:
+    """Eq. 2: (diff_anchor - diff) / diff_anchor, in (-inf, 1]; 1 = exact match, 0 = no better than the anchor.
+
+    diff, diff_anchor: one shape, >= 0. Where the anchor has no shift there is nothing to suppress: the quotient is
+    taken as it stands, NaN for 0 / 0 and -inf otherwise, and whoever averages decides.
+    """
+    return (diff_anchor - diff) / diff_anchor
+
+
+class Laplacian(Metric):
+    """Eq. 1 as printed. With vanilla's shift as anchor, the share of it that is gone is Eq. 2."""
+
+    name = "laplacian"
+    summary = "Difference of Laplacian magnitudes to the reference, as the paper prints it"
+    source = "Meng et al. 2024 (arXiv 2410.06719), Eq. 1-2"
+    unit = "feature units, summed over positions"
+    direction = "lower"
+    kind = "feature"
+    scale_invariant = False
+    weakness = (
+        "Follows the feature's scale, so shrinking a noisy feature looks like suppression; blind to permuted channels "
+        "and flipped signs; loud channels drown quiet ones."
+    )
+
+    def shift(self, features: Tensor, reference: Tensor) -> Tensor:
+        return laplacian_difference(features, reference)
