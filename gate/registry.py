@@ -177,6 +177,11 @@ def _split(text: str, separator: str) -> list[str]:
     return [p.strip() for p in (*parts, current) if p.strip()]
 
 
+def split_names(text: str) -> list[str]:
+    """The names of a comma-separated list; commas inside brackets belong to a name."""
+    return _split(text, ",")
+
+
 def _head(name: str) -> str:
     return name.partition("[")[0]
 

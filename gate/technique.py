@@ -110,7 +110,7 @@ class Technique:
         return conditioning
 
     def start(self, request: Request) -> Request:
-        """Another latent to start from; not called for the reference at t = 0."""
+        """Another latent to start from; called for noised requests only."""
         return request
 
     def denoise(self, request: Request, call_next: CallNext) -> Response:
@@ -215,7 +215,7 @@ def with_settings(cls: type[Technique], name: str, settings: Mapping[str, Any]) 
 def run(technique: Technique, request: Request, layers: Sequence[str]) -> Response:
     """One pass through a technique that is attached: start, then denoise around the backbone's own call.
 
-    The reference at t = 0 never starts elsewhere, and a call repeated on the very same clean or sampled request is
+    The reference at t = 0 and the later states of a trajectory never start elsewhere, and a call repeated on the very same clean or sampled request is
     answered from the first (an ensemble of one state is that state).
     """
     backbone = request.batch.backbone
@@ -230,6 +230,6 @@ def run(technique: Technique, request: Request, layers: Sequence[str]) -> Respon
             seen.append((inner, response))
         return response
 
-    if request.origin != "clean":
+    if request.origin == "noised":
         request = technique.start(request)
     return technique.denoise(request, call)

@@ -1,0 +1,87 @@
+"""What to screen: one object behind the command's flags, a YAML file and the Python call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from gate.errors import UsageError
+
+SCORE_METRICS = ("laplacian-normalised@own", "cosine@own", "cka@own", "eps")
+
+
+class ScreenConfig(BaseModel):
+    """Settings of one screening. Every field is a flag of `gate screen`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    techniques: tuple[str, ...] = ("all",)
+    backbone: str = "tiny"
+    data: str = "scenes-held-out"
+    images: str | None = None
+    labels: str | None = None
+    captions: str | None = None
+    masks: str | None = None
+    samples: int = Field(64, ge=8)
+    timesteps: tuple[int, ...] = (50, 300)
+    seeds: int = Field(2, ge=1)
+    layers: tuple[str, ...] = ("paper",)
+    metrics: tuple[str, ...] = ("all",)
+    probes: tuple[str, ...] = ("all",)
+    folds: int = Field(4, ge=2)
+    image_samples: int = Field(6, ge=0)
+    strength: float = Field(0.7, gt=0, le=1)
+    image_steps: int = Field(10, ge=1)
+    resamples: int = Field(2000, ge=200)
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int | Literal["auto"] = "auto"
+    output: str | None = None
+
+    @field_validator("techniques", "layers", "metrics", "probes", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            from gate.registry import split_names
+
+            return tuple(split_names(value))
+        return value
+
+    @field_validator("timesteps", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        if isinstance(value, int):
+            return (value,)
+        return tuple(v.strip() for v in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("timesteps")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or len(set(value)) != len(value) or min(value) < 1:
+            raise ValueError("give distinct timesteps of 1 or more")
+        return value
+
+
+def make_config(values: dict[str, Any], file: str | Path | None = None) -> ScreenConfig:
+    """The config from a YAML file, overridden by the given values. Raises UsageError with one sentence."""
+    merged: dict[str, Any] = {}
+    if file is not None:
+        import yaml
+
+        try:
+            read = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise UsageError(f"The config file {file} cannot be read: {str(error).splitlines()[0]}") from error
+        if not isinstance(read, dict):
+            raise UsageError(f"The config file {file} must hold settings as 'name: value' lines.")
+        merged.update(read)
+    merged.update(values)
+    try:
+        return ScreenConfig(**merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"][:1])
+        raise UsageError(f"Setting {where!r} is wrong: {first['msg']}. See: gate screen --help") from error
