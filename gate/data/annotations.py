@@ -1,0 +1,243 @@
+"""What lies beside the images of a folder: captions, labels and masks, found by name.
+
+Every image is known by its key: its path relative to the folder, with forward slashes, in Unicode's NFC form
+(file systems differ in the form they keep; tables are written in NFC by nearly everybody).
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from gate.data.images import EXTENSIONS
+from gate.errors import ConfigurationError, UsageError
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Files of a folder. images: key -> path; others: key -> path of the files that are no images. Both sorted."""
+
+    folder: Path
+    images: dict[str, Path]
+    others: dict[str, Path]
+
+
+def list_folder(folder: str | os.PathLike[str], *, without: Path | None = None) -> Listing:
+    """Every file below a folder, hidden ones and the folder `without` left out. Follows links, each folder once."""
+    root = Path(folder)
+    if not root.exists():
+        raise UsageError(f"There is no folder {str(folder)!r}.")
+    if not root.is_dir():
+        raise UsageError(f"{str(folder)!r} is a file; give the folder that holds the images.")
+    found: dict[str, Path] = {}
+    visited = {os.path.realpath(without)} if without else set()
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"Cannot read the folder {error.filename!r}: {error.strerror}.") from error
+
+    for parent, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+        real = os.path.realpath(parent)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for file in files:
+            if not file.startswith("."):
+                path = Path(parent, file)
+                found[normalise(path.relative_to(root).as_posix())] = path
+    ordered = sorted(found.items())
+    return Listing(
+        root,
+        {key: path for key, path in ordered if path.suffix.lower() in EXTENSIONS},
+        {key: path for key, path in ordered if path.suffix.lower() not in EXTENSIONS},
+    )
+
+
+def normalise(name: str) -> str:
+    """A name as a table or a system writes it, as a key."""
+    return unicodedata.normalize("NFC", PurePosixPath(name.strip().replace("\\", "/")).as_posix())
+
+
+def stem(key: str) -> str:
+    """A key without its extension."""
+    return PurePosixPath(key).with_suffix("").as_posix()
+
+
+def find_captions(listing: Listing, table: str | os.PathLike[str] | None) -> dict[str, str | Path]:
+    """key -> caption, or the text file that holds it. An image may have none.
+
+    table: a csv with the columns file,caption; it alone is then used. Else captions.csv of the folder, and NAME.txt
+    beside an image that the table does not name.
+    """
+    own = listing.folder / "captions.csv"
+    found: dict[str, str | Path] = {}
+    if table is not None or own.is_file():
+        rows = read_table(Path(table) if table is not None else own, "caption", listing)
+        found.update({key: " ".join(text.split()) for key, text in rows.items()})
+    if table is None:
+        texts = {stem(key): path for key, path in listing.others.items() if path.suffix == ".txt"}
+        found = {**match_stems(listing.images, texts), **found}
+    return found
+
+
+def read_caption(source: str | Path) -> str | None:
+    """A caption, or the text of its file with white space made single. None when it is blank."""
+    if isinstance(source, str):
+        return source or None
+    try:
+        return " ".join(source.read_text(encoding="utf-8-sig").split()) or None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"The caption file {source.name} cannot be read as UTF-8 text ({error})."
+        ) from error
+
+
+def find_labels(listing: Listing, table: str | os.PathLike[str] | None) -> dict[str, str]:
+    """key -> class name; empty without labels.
+
+    From a csv with the columns file,label: the argument, else labels.csv of the folder. Else from the subfolders,
+    where every image lies in one and there are two or more.
+    """
+    own = listing.folder / "labels.csv"
+    if table is not None or own.is_file():
+        rows = read_table(Path(table) if table is not None else own, "label", listing)
+        return {key: label for key, label in rows.items() if label}
+    folders = {key: PurePosixPath(key).parts[0] for key in listing.images if "/" in key}
+    labelled = len(folders) == len(listing.images) and len(set(folders.values())) >= 2
+    return folders if labelled else {}
+
+
+def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names once each: by number where all are numbers, else by name."""
+    unique = set(names)
+    if all(name.isdecimal() for name in unique):
+        return tuple(sorted(unique, key=lambda name: (int(name), name)))
+    return tuple(sorted(unique))
+
+
+def masks_folder(folder: str | os.PathLike[str], masks: str | os.PathLike[str] | None) -> Path | None:
+    """The folder of the masks: the argument, else the sibling FOLDER_masks where there is one."""
+    if masks is not None:
+        return Path(masks)
+    resolved = Path(folder).resolve()
+    sibling = resolved.with_name(f"{resolved.name}_masks") if resolved.name else resolved
+    return sibling if resolved.name and sibling.is_dir() else None
+
+
+def find_masks(listing: Listing, folder: Path) -> dict[str, Path]:
+    """key -> mask file: the same place in `folder`, or anywhere in it under a name that only one image has."""
+    files = [(key, path) for key, path in list_folder(folder).images.items() if path.suffix.lower() == ".png"]
+    found = match_stems(listing.images, {stem(key): path for key, path in files})
+    if not found:
+        names: dict[str, Path] = {}
+        for key, path in files:
+            name = PurePosixPath(key).stem
+            if names.setdefault(name, path) != path:
+                raise ConfigurationError(
+                    f"Two masks in {folder.name!r} are named {name}.png; lay them out as the images."
+                )
+        found = match_stems(listing.images, names, flat=True)
+    if not found:
+        raise ConfigurationError(
+            f"No mask in {str(folder)!r} has the name of an image in {str(listing.folder)!r}; "
+            "the mask of a/photo.jpg is a/photo.png."
+        )
+    return found
+
+
+def match_stems(
+    images: Mapping[str, Path], companions: Mapping[str, Path], *, flat: bool = False
+) -> dict[str, Path]:
+    """key -> the companion of the same stem (flat: of the same bare name). Refuses one that two images could own."""
+    stems = {key: PurePosixPath(key).stem if flat else stem(key) for key in images}
+    owners = Counter(stems.values())
+    found = {}
+    for key, name in stems.items():
+        if name not in companions:
+            continue
+        if owners[name] > 1:
+            rivals = " and ".join([k for k, other in stems.items() if other == name][:2])
+            raise ConfigurationError(
+                f"{companions[name].name} could belong to {rivals}; give them different names."
+            )
+        found[key] = companions[name]
+    return found
+
+
+def read_table(path: Path, column: str, listing: Listing) -> dict[str, str]:
+    """key -> value of a csv with the columns file,COLUMN. Files are named relative to the folder, or by bare name."""
+    if not path.is_file():
+        raise UsageError(
+            f"There is no file {str(path)!r}; it should be a csv with the columns file,{column}."
+        )
+    by_name: dict[str, list[str]] = {}
+    for key in listing.images:
+        by_name.setdefault(PurePosixPath(key).name, []).append(key)
+    found: dict[str, str] = {}
+    unknown: list[tuple[int, str]] = []
+    for line, file, value in _rows(path, column):
+        key = _key(file, listing)
+        if key not in listing.images:
+            candidates = by_name.get(key, [])
+            if len(candidates) > 1:
+                raise ConfigurationError(
+                    f"{path.name}, line {line}: {file!r} could be {candidates[0]} or {candidates[1]}; write the path."
+                )
+            if not candidates:
+                unknown.append((line, file))
+                continue
+            key = candidates[0]
+        if key in found:
+            raise ConfigurationError(
+                f"{path.name}, line {line}: {key!r} is named a second time; keep one row per file."
+            )
+        found[key] = value
+    if unknown:
+        line, file = unknown[0]
+        near = difflib.get_close_matches(file, list(listing.images), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigurationError(
+            f"{path.name} names {len(unknown)} file(s) that are no images of {str(listing.folder)!r}, "
+            f"the first in line {line}: {file!r}.{hint}"
+        )
+    return found
+
+
+def _key(file: str, listing: Listing) -> str:
+    path = Path(file.strip())
+    if path.is_absolute() and path.is_relative_to(listing.folder.absolute()):
+        return normalise(path.relative_to(listing.folder.absolute()).as_posix())
+    return normalise(file)
+
+
+def _rows(path: Path, column: str) -> list[tuple[int, str, str]]:
+    """(line, file, value) of every row, stripped."""
+    rows = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            header = [name.strip().lower() for name in reader.fieldnames or ()]
+            missing = [name for name in ("file", column) if name not in header]
+            if missing:
+                raise ConfigurationError(
+                    f"{path.name} lacks the column {' and '.join(missing)}: its first line must name file,{column} "
+                    f"and is {','.join(header) or 'empty'!r}."
+                )
+            reader.fieldnames = header
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ConfigurationError(
+                        f"{path.name}, line {reader.line_num}: there must be {len(header)} fields; "
+                        "put text that holds a comma in double quotes."
+                    )
+                rows.append((reader.line_num, row["file"].strip(), row[column].strip()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigurationError(f"{path.name} cannot be read as a UTF-8 csv ({error}).") from error
+    return rows

@@ -1,0 +1,49 @@
+"""Data sets that have a name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from gate.data.scenes import load_scenes
+from gate.errors import unknown_name
+from gate.sample import SampleSet
+
+
+@dataclass(frozen=True)
+class NamedData:
+    """A data set that `gate screen --data NAME` can use. load: called with n, size and seed by keyword."""
+
+    name: str
+    summary: str
+    load: Callable[..., SampleSet]
+
+
+DATA: dict[str, NamedData] = {
+    entry.name: entry
+    for entry in (
+        NamedData(
+            "scenes-held-out",
+            "Emoji scenes of objects that the tiny backbone never saw: captions, 14 classes, masks. The default.",
+            partial(load_scenes, objects="held-out"),
+        ),
+        NamedData(
+            "scenes-trained",
+            "New emoji scenes of objects that the tiny backbone was trained on: captions, 14 classes, masks.",
+            partial(load_scenes, objects="trained"),
+        ),
+        NamedData(
+            "scenes-all",
+            "New emoji scenes of all objects, trained and held out: captions, 14 classes, masks.",
+            partial(load_scenes, objects="all"),
+        ),
+    )
+}
+
+
+def load_data(name: str, *, n: int, size: int, seed: int = 0) -> SampleSet:
+    """`n` samples of a named data set at size x size."""
+    if name not in DATA:
+        raise unknown_name("data set", name, DATA, listing="gate list data")
+    return DATA[name].load(n=n, size=size, seed=seed)
