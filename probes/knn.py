@@ -1,0 +1,46 @@
+"""Which class an image shows, by its nearest neighbours among the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gate.probe import Folds, Probe, label_counts, pooled, require_truth
+from gate.sample import SampleSet
+
+
+class Knn(Probe):
+    """Vote of the k nearest training samples by cosine of the pooled features, standardised on the training fold.
+
+    Standardising puts the origin among the samples; without it all cosines are near 1. Votes count by 1 / distance, so
+    that few samples per class do not end in ties. neighbours: how many vote, 5 unless told.
+    """
+
+    name = "knn"
+    summary = "Class of the image from its nearest neighbours by cosine of pooled features"
+    source = "k-nearest neighbours as a feature probe: Wu et al. 2018 (arXiv 1805.01978); sklearn.neighbors"
+    needs = "labels"
+    figure = "balanced-accuracy"
+
+    def __init__(self, *, neighbours: int = 5) -> None:
+        self.neighbours = neighbours
+
+    def evaluate(self, features: npt.NDArray[Any], samples: SampleSet, folds: Folds) -> npt.NDArray[np.int64]:
+        from sklearn.neighbors import KNeighborsClassifier
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        k = require_truth(samples, features, folds, "labels")
+        rows = pooled(features)
+        truth = np.array([s.label for s in samples])
+        predicted = np.empty_like(truth)
+        for train, test in folds:
+            vote = KNeighborsClassifier(
+                min(self.neighbours, len(train)), metric="cosine", algorithm="brute", weights="distance"
+            )
+            predicted[test] = (
+                make_pipeline(StandardScaler(), vote).fit(rows[train], truth[train]).predict(rows[test])
+            )
+        return label_counts(truth, predicted, k)

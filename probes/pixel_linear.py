@@ -1,0 +1,88 @@
+"""Which class each position shows, read linearly from its feature vector."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gate.probe import Folds, Probe, grid_mask, map_counts, require_truth
+from gate.sample import SampleSet
+
+Array = npt.NDArray[Any]
+ALPHA = 100.0
+POSITIONS = (
+    24  # per training sample: neighbours on a map say nearly the same, and the fit's cost grows with rows
+)
+
+
+class PixelLinear(Probe):
+    """Ridge regression onto one-hot mask classes, one row per position; the highest response wins.
+
+    Training rows are `positions` per sample, drawn evenly over the classes that the sample shows by a generator of
+    (seed, sample id), so every technique, and any order of samples, trains on the same ones; classes weigh equally.
+    Every labelled position of a held-out sample is tested. alpha: strength of the ridge in units of standardised
+    columns; positions: None trains on all.
+    """
+
+    name = "pixel-linear"
+    summary = "Mask class of every position from its feature vector, by ridge regression"
+    source = "Few-shot segmentation on frozen features, Baranchuk et al. 2022 (arXiv 2112.03126); sklearn.linear_model.Ridge"
+    needs = "masks"
+    figure = "miou"
+
+    def __init__(self, *, alpha: float = ALPHA, positions: int | None = POSITIONS, seed: int = 0) -> None:
+        self.alpha, self.positions, self.seed = alpha, positions, seed
+
+    def evaluate(self, features: Array, samples: SampleSet, folds: Folds) -> npt.NDArray[np.int64]:
+        k = require_truth(samples, features, folds, "masks")
+        n, c, h, w = features.shape
+        maps = features.reshape(n, c, h * w)
+        truth = np.stack(
+            [grid_mask(s.mask, (h, w), k).ravel() for s in samples if s.mask is not None]
+        )  # (n, h w)
+        chosen = [self._choose(row, s.id) for row, s in zip(truth, samples, strict=True)]
+        rows = [maps[i][:, at].T for i, at in enumerate(chosen)]
+        predicted = np.zeros_like(truth)
+        for train, test in folds:
+            y = np.concatenate([truth[i][chosen[i]] for i in train])
+            if len(y) == 0:
+                continue  # nothing labelled to learn from: class 0 everywhere
+            weights, bias, present = fit_ridge(np.concatenate([rows[i] for i in train]), y, self.alpha)
+            response = np.matmul(weights, maps[test]) + bias[:, None]  # (m, k', h w): no copy of the maps
+            predicted[test] = present[response.argmax(axis=1)]
+        return map_counts(truth, predicted, k)
+
+    def _choose(self, truth: Array, identity: str) -> Array:
+        """Training positions of a sample, ascending: round robin over its classes, each in random order."""
+        labelled = np.flatnonzero(truth >= 0)
+        if self.positions is None or len(labelled) <= self.positions:
+            return labelled
+        digest = hashlib.blake2b(f"positions/{self.seed}/{identity}".encode(), digest_size=8).digest()
+        shuffled = np.random.default_rng(int.from_bytes(digest, "big")).permutation(labelled)
+        turn = np.empty(len(shuffled), dtype=np.int64)
+        for value in np.unique(truth[shuffled]):
+            of_class = np.flatnonzero(truth[shuffled] == value)
+            turn[of_class] = np.arange(len(of_class))
+        return np.sort(shuffled[np.argsort(turn, kind="stable")[: self.positions]])
+
+
+def fit_ridge(rows: Array, y: Array, alpha: float) -> tuple[Array, Array, Array]:
+    """Ridge onto one-hot targets with balanced classes and standardised columns, folded into one affine map.
+
+    rows: (m, c) float32; y: (m,) int. Returns weights (k', c) and bias (k',) float32 for raw rows, and the k' classes
+    that occur (k',). Weights of rows are m / (k' count(class)), as scikit-learn's "balanced", and sum to m.
+    """
+    from sklearn.linear_model import Ridge
+
+    present, index, count = np.unique(y, return_inverse=True, return_counts=True)
+    weight = (len(y) / (len(present) * count))[index].astype(rows.dtype)
+    mean, std = rows.mean(axis=0), rows.std(axis=0)
+    std[std == 0] = 1
+    standard = (rows - mean) / std
+    targets = np.eye(len(present), dtype=rows.dtype)[index]
+    model = Ridge(alpha=alpha, copy_X=False, solver="cholesky").fit(standard, targets, sample_weight=weight)
+    weights = np.atleast_2d(model.coef_) / std
+    return weights, model.intercept_ - weights @ mean, present
