@@ -1,15 +1,17 @@
-"""Paired statistics over samples: BCa intervals, swap tests, Holm's correction, tie groups.
+"""Paired statistics over samples: shares of error, BCa intervals, swap tests, Holm, ties, opposed orders.
 
-Every function takes a statistic of *sample indices* (or of a per-sample swap), never the data itself: one index
-array serves the technique and vanilla, so each comparison is paired by construction, and one seed gives every
-technique the same resamples.
+Every function takes a statistic of *sample indices* (or of a per-sample swap), never the data itself: one
+index array serves the technique and vanilla, so each comparison is paired by construction, and one seed gives
+every technique the same resamples.
 """
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from scipy import stats
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Figure = Literal["miou", "balanced-accuracy"]
 
 _BATCH_ELEMENTS = 2**22  # 32 MiB of int64 per batch of resamples
 _CONSTANT = 1e-12  # a bootstrap distribution narrower than this, relative to its value, is one point
@@ -41,6 +44,46 @@ class Interval:
         return point < self.low or point > self.high
 
 
+def share_removed(error: Array, vanilla: Array) -> Array:
+    """Mean over cells of 1 - error / vanilla, in (-inf, 1]. error, vanilla: (..., cells) >= 0 -> (...,).
+
+    A cell without error in both counts as 0; one where only vanilla has none has no share and is skipped;
+    where every cell is skipped the result is 0, so such a resample can only widen an interval towards 0.
+    """
+    skipped = (vanilla <= 0) & (error > 0)
+    with np.errstate(all="ignore"):
+        shares = np.where(vanilla > 0, 1 - error / np.where(vanilla > 0, vanilla, 1), 0 * error)
+    used = np.maximum((~skipped).sum(axis=-1), 1)
+    return np.asarray(np.where(skipped, 0, shares).sum(axis=-1) / used, dtype=np.float64)
+
+
+def symmetric_share(error: Array, vanilla: Array) -> Array:
+    """Mean over cells of (vanilla - error) / (vanilla + error), in [-1, 1]; 0 where both are 0.
+
+    Grows with `share_removed` in each cell and changes sign when the two trade places, as a swap test needs.
+    error, vanilla: (..., cells) >= 0. Returns (...,).
+    """
+    total = vanilla + error
+    with np.errstate(all="ignore"):
+        shares = (vanilla - error) / np.where(total == 0, 1, total)
+    return np.asarray(shares.mean(axis=-1), dtype=np.float64)
+
+
+def confusion_error(margins: Array, figure: Figure) -> Array:
+    """1 - figure of summed confusion counts, in [0, 1].
+
+    margins: (..., 3, k): counts true, predicted and correct, per class. Returns (...,).
+    miou: over classes present in truth or prediction. balanced-accuracy: mean recall over classes present.
+    0 where no class is present.
+    """
+    true, predicted, correct = margins[..., 0, :], margins[..., 1, :], margins[..., 2, :]
+    whole = true + predicted - correct if figure == "miou" else true
+    present = whole != 0
+    parts = np.where(present, correct / np.where(present, whole, 1), 0).sum(axis=-1)
+    classes = present.sum(axis=-1)
+    return np.asarray(np.where(classes > 0, 1 - parts / np.maximum(classes, 1), 0), dtype=np.float64)
+
+
 def multiplicities(idx: Indices, n: int) -> Array:
     """How often each sample occurs in each resample. idx: (..., r) in [0, n). Returns (..., n) float64.
 
@@ -62,7 +105,7 @@ def paired_bca(
 ) -> Interval:
     """BCa bootstrap interval (Efron 1987) of one statistic of n samples.
 
-    statistic: maps indices (..., r) in [0, n) to values (...,); r is n for a resample, n - 1 for the jackknife.
+    statistic: maps indices (..., r) in [0, n) to values (...,); r is n for a resample, n - 1 for a jackknife.
     seed: the same seed and n give the same resamples, whatever the statistic.
     """
     return paired_bca_each(
@@ -91,9 +134,7 @@ def paired_bca_each(
     """
     everyone = np.arange(n, dtype=np.int64)
     with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # scipy warns of degenerate data; below, such data get an explicit answer
+        warnings.simplefilter("ignore")  # scipy warns of degenerate data; they get an explicit answer below
         values = np.asarray(statistic(everyone), dtype=np.float64)
         if n < 2:
             return tuple(Interval(float(v), np.nan, np.nan, n) for v in values)
@@ -127,10 +168,11 @@ def swap_p(
 ) -> float:
     """Two-sided p of a paired permutation test: technique and vanilla trade places, sample by sample.
 
-    statistic: maps swapped (..., n) bool to values (...,); all False is the data as observed. It should change
-    sign when every sample is swapped, else |statistic| weighs the two directions unequally (valid, but weaker).
-    Returns (1 + #{|permuted| >= |observed|}) / (permutations + 1), in (0, 1] (Phipson & Smyth 2010); NaN where
-    the observed statistic is not finite.
+    statistic: maps swapped (..., n) bool to values (...,); all False is the data as observed. It should
+    change sign when every sample is swapped, else |statistic| weighs the two directions unequally (valid,
+    but weaker).
+    Returns (1 + #{|permuted| >= |observed|}) / (permutations + 1), in (0, 1] (Phipson & Smyth 2010); NaN
+    where the observed statistic is not finite.
     """
     rng = np.random.default_rng(seed)
     with np.errstate(all="ignore"):
@@ -164,7 +206,8 @@ def tie_groups(scores: Sequence[float] | Array, differ: Bools) -> list[list[int]
     """Groups of indices that share a rank, best group first, best member first.
 
     scores: (k,), higher is better. differ: (k, k), whether i and j can be told apart.
-    A group is its best member and everyone left who cannot be told from it; the best of the rest leads the next.
+    A group is its best member and everyone left who cannot be told from it; the best of the rest leads the
+    next.
     A NaN score is told from everything, comes last, and stands alone.
     """
     values = np.asarray(scores, dtype=np.float64)
@@ -184,3 +227,26 @@ def group_ranks(groups: Sequence[Sequence[int]]) -> list[int]:
     """The rank of each group: 1 + the number of entries in the groups before it."""
     sizes = [len(group) for group in groups]
     return [1 + sum(sizes[:g]) for g in range(len(groups))]
+
+
+def kendall(a: Sequence[float], b: Sequence[float]) -> float:
+    """Kendall's tau-b; NaN under 4 techniques, where one swap decides it, or where one order is constant."""
+    if len(a) < 4 or len(set(a)) < 2 or len(set(b)) < 2:
+        return float("nan")
+    return float(stats.kendalltau(a, b).statistic)
+
+
+def opposed(
+    a: Mapping[str, Interval], b: Mapping[str, Interval], names: Sequence[str]
+) -> tuple[float, str, str]:
+    """The two names that a and b order oppositely, by intervals that do not overlap, with the widest gap.
+
+    Returns (gap, the one that a puts above, the other); the gap is the smaller of the two between intervals,
+    in their unit, and 0 where no two names are opposed.
+    """
+    widest = (0.0, "", "")
+    for first, second in itertools.permutations(names, 2):
+        up, down = a[first].low - a[second].high, b[second].low - b[first].high
+        if up > widest[0] and down > widest[0]:  # also false for NaN
+            widest = (min(up, down), first, second)
+    return widest
