@@ -1,0 +1,205 @@
+"""From measured numbers to results.json: the ranking with its facts, the dense arrays and the pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gate import __version__
+from gate.config import SCORE_METRICS
+from gate.measure import PCA_SAMPLES, Bench, Measured, reference_pca
+from gate.ranking import Entry, Evidence, Ranking, Weights, rank, winners
+from gate.registry import create_technique
+from gate.run import SCHEMA_VERSION
+from gate.statistics import Interval, paired_bca
+
+SCORE_PROBES = ("pixel-linear",)
+WEIGHTS = Weights(suppression=0.5, probe=0.5)
+VANILLA = "vanilla"
+Arrays = dict[str, NDArray[Any]]
+
+
+def assemble(
+    bench: Bench, measured: Mapping[str, Measured], skipped: list[dict[str, Any]]
+) -> tuple[dict[str, Any], Arrays, Arrays]:
+    """results.json without the run's own facts, the arrays of scores.safetensors, and the pictures."""
+    names = [n for n in measured if n != VANILLA]
+    evidence = {n: _evidence(m) for n, m in measured.items()}
+    figures = {p.name: p.figure for p in bench.probes}
+    techniques = {n: create_technique(n) for n in names}
+    controls = [n for n in names if techniques[n].control]
+    ranking = rank(
+        evidence[VANILLA],
+        {n: evidence[n] for n in names},
+        probe_figures=figures,
+        weights=WEIGHTS,
+        score_metrics=SCORE_METRICS,
+        score_probes=SCORE_PROBES,
+        seed=bench.config.seed,
+        resamples=bench.config.resamples,
+        feature_scale={n: _scale(measured[n], measured[VANILLA]) for n in names},
+    )
+    rows = [_row(bench, e, techniques[e.name], measured, ranking.n) for e in ranking.entries]
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "gate_version": __version__,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "seeds": [bench.config.seed + s for s in range(bench.config.seeds)],
+        "axes": _axes(bench, [VANILLA, *names]),
+        "data": {"name": bench.samples.name, "n": len(bench.samples), "skipped": list(bench.samples.skipped)},
+        "basis": ranking.basis,
+        "score": {
+            "metrics": ranking.score_metrics,
+            "probes": ranking.score_probes,
+            "weights": {"suppression": ranking.weights.suppression, "probe": ranking.weights.probe},
+            "confidence": ranking.confidence,
+        },
+        "ranking": rows,
+        "skipped": skipped,
+        "winners": list(winners(ranking, controls=controls)),
+        "notes": list(ranking.notes) + _leak_notes(ranking, techniques),
+        "vanilla": _vanilla(bench, measured[VANILLA]),
+    }
+    return results, _dense(bench, measured, names), _pictures(bench, measured, names)
+
+
+def _evidence(m: Measured) -> Evidence:
+    """Average over noise seeds; cells are (timestep, layer) or timesteps."""
+    shifts: dict[str, NDArray[np.float64]] = {}
+    for key, values in m.shift.items():
+        mean = values.astype(np.float64).mean(axis=1)  # (t, l, n)
+        shifts[key] = np.ascontiguousarray(mean.reshape(-1, mean.shape[-1]).T)
+    for key, values in m.prediction.items():
+        shifts[key] = np.ascontiguousarray(values.astype(np.float64).mean(axis=1).T)
+    counts = {k: v.astype(np.float64).sum(axis=1).swapaxes(0, 1) for k, v in m.counts.items()}
+    return Evidence(shifts, counts)
+
+
+def _scale(m: Measured, vanilla: Measured) -> float:
+    """RMS of the features over vanilla's, geometric mean over layers."""
+    assert m.scale is not None and vanilla.scale is not None
+    return float(np.exp(np.mean(np.log(m.scale / vanilla.scale))))
+
+
+def _row(bench: Bench, e: Entry, technique: Any, measured: Mapping[str, Measured], n: int) -> dict[str, Any]:
+    m = measured[e.name]
+    return {
+        "name": e.name,
+        "summary": technique.summary,
+        "rank": e.rank,
+        "score": e.score.value,
+        "ci_low": e.score.low,
+        "ci_high": e.score.high,
+        "n": n,
+        "p_holm": e.p_holm,
+        "verdict": e.verdict,
+        **_triple("suppression", e.mean_suppression),
+        **_triple("probe_gain", e.mean_error_removed),
+        "metrics": {k: _interval(v) for k, v in e.suppression.items()},
+        "probes": {k: _interval(v) for k, v in e.probes.items()},
+        "image": _image(m, measured[VANILLA], bench.config.seed),
+        "feature_scale": _scale(m, measured[VANILLA]),
+        "cost": {
+            "calls": m.calls,
+            "per_image": technique.cost.per_image,
+            "per_pass": technique.cost.per_pass,
+            "ms_per_image": m.ms,
+            "fit_seconds": m.fit_seconds,
+        },
+        "tied_with": list(e.tied_with),
+        "control": bool(technique.control),
+        "leak": technique.leak,
+        "settings": technique.settings,
+        "source": technique.source,
+    }
+
+
+def _interval(value: Interval) -> dict[str, float]:
+    return {"value": value.value, "ci_low": value.low, "ci_high": value.high, "n": value.n}
+
+
+def _triple(name: str, value: Interval | None) -> dict[str, float | None]:
+    if value is None:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+
+
+def _image(m: Measured, vanilla: Measured, seed: int) -> dict[str, float] | None:
+    """Suppression of the reconstructed image's distance, over the few samples that were generated."""
+    if "image" not in m.image:
+        return None
+    ours, anchor = m.image["image"].astype(np.float64), vanilla.image["image"].astype(np.float64)
+
+    def share(index: NDArray[np.intp]) -> NDArray[np.float64]:
+        value: NDArray[np.float64] = 1 - ours[index].sum(-1) / anchor[index].sum(-1)
+        return value
+
+    return _interval(paired_bca(share, len(ours), seed=seed))
+
+
+def _leak_notes(ranking: Ranking, techniques: Mapping[str, Any]) -> list[str]:
+    leaking = [e.name for e in ranking.entries if techniques[e.name].leak]
+    if not leaking:
+        return []
+    return [
+        f"{', '.join(leaking)} start from or condition on the input's own pixels, so their images and shifts look "
+        "closer than their features are useful; go by the probes there."
+    ]
+
+
+def _axes(bench: Bench, names: list[str]) -> dict[str, Any]:
+    config = bench.config
+    import torch
+
+    alpha_bar = bench.backbone.schedule.alpha_bar(torch.tensor(config.timesteps))
+    ids = [s.id for s in bench.samples]
+    return {
+        "technique": names,
+        "sample": ids,
+        "timestep": list(config.timesteps),
+        "alpha_bar": alpha_bar.tolist(),
+        "seed": [config.seed + s for s in range(config.seeds)],
+        "layer": list(bench.layers),
+        "image_sample": ids[: config.image_samples],
+        "classes": list(bench.samples.classes),
+        "mask_classes": list(bench.samples.mask_classes),
+    }
+
+
+def _vanilla(bench: Bench, m: Measured) -> dict[str, Any]:
+    from gate.probe import figure
+
+    evidence = _evidence(m)
+    probes = {
+        p.name: float(np.mean(figure((evidence.counts or {})[p.name].sum(axis=0), p.figure))) for p in bench.probes
+    }
+    return {"metrics": {k: float(v.mean()) for k, v in evidence.shifts.items()}, "probes": probes, "ms_per_image": m.ms}
+
+
+def _dense(bench: Bench, measured: Mapping[str, Measured], names: list[str]) -> Arrays:
+    """Every number, axis 0 the techniques with vanilla first."""
+    order = [measured[n] for n in (VANILLA, *names)]
+    arrays: Arrays = {}
+    for head, table in (("shift", "shift"), ("prediction", "prediction"), ("probe", "counts"), ("image", "image")):
+        for key in getattr(order[0], table):
+            arrays[f"{head}/{key}"] = np.stack([getattr(m, table)[key] for m in order])
+    arrays["feature-scale"] = np.stack([m.scale for m in order if m.scale is not None])
+    return arrays
+
+
+def _pictures(bench: Bench, measured: Mapping[str, Measured], names: list[str]) -> Arrays:
+    order = [measured[n] for n in (VANILLA, *names)]
+    pictures: Arrays = {}
+    if order[0].reconstructions is not None:
+        count = len(order[0].reconstructions)
+        pictures["input"] = np.stack([s.image for s in bench.samples[:count]])
+        pictures["reconstruction"] = np.stack([m.reconstructions for m in order if m.reconstructions is not None])
+    if order[0].pca is not None:
+        pictures["pca"] = np.stack([m.pca for m in order if m.pca is not None])
+        pictures["pca_input"] = reference_pca(bench)
+        pictures["pca_image"] = np.stack([s.image for s in bench.samples[:PCA_SAMPLES]])
+    return pictures

@@ -1,0 +1,282 @@
+"""The main job: measure every technique on the same samples, rank them, write the run directory."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gate.config import ScreenConfig, make_config
+from gate.errors import EXIT_PARTIAL, ConfigurationError, GateError, OutOfMemoryError, UnsuitableError, UsageError
+from gate.registry import create_technique, select_plugins, select_techniques
+from gate.run import (
+    Run,
+    append_journal,
+    create_directory,
+    drop_parts,
+    load_part,
+    open_run,
+    save_part,
+    write_arrays,
+    write_json,
+)
+from gate.technique import Technique
+
+Progress = Callable[[str, int, int], None]
+Log = Callable[[str], None]
+VANILLA = "vanilla"
+MIN_SAMPLES = 8
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a screening; what was finished is kept in `run`."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(f"interrupted; finish it with: gate resume {run}")
+        self.run = run
+
+
+@dataclass(frozen=True)
+class Screening:
+    """A finished screening: its run directory and results.json."""
+
+    path: Path
+    results: dict[str, Any]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 7 where a technique failed."""
+        return EXIT_PARTIAL if any(s["failed"] for s in self.results["skipped"]) else 0
+
+    def winners(self) -> list[str]:
+        """Techniques that beat vanilla beyond chance and are no controls, best first."""
+        return list(self.results["winners"])
+
+    def table(self) -> str:
+        """The ranking as plain text."""
+        from gate.table import ranking_text
+
+        return ranking_text(self.results)
+
+    def plot(self, folder: str | Path | None = None) -> list[Path]:
+        """Draw every figure, as PNG and SVG; by default into the run's `figures/`."""
+        from gate.plots import draw_all
+
+        return draw_all(Run(self.path, self.results), Path(folder) if folder else self.path / "figures")
+
+    def save(self, folder: str | Path) -> Path:
+        """Copy the run directory."""
+        import shutil
+
+        try:
+            return Path(shutil.copytree(self.path, folder))
+        except FileExistsError as error:
+            raise UsageError(f"{folder} exists already; choose another folder.") from error
+
+
+def screen(
+    config: ScreenConfig | None = None,
+    *,
+    progress: Progress | None = None,
+    log: Log | None = None,
+    **settings: Any,
+) -> Screening:
+    """Screen techniques. Give a `ScreenConfig`, or its fields as keywords.
+
+    Raises UsageError, ConfigurationError, MissingWeightsError before anything is computed; `Interrupted` on Ctrl-C.
+    A technique that fails is recorded in `skipped`, and the others go on.
+    """
+    chosen = make_config({**(config.model_dump() if config else {}), **settings})
+    _check_names(chosen)
+    folder = create_directory(chosen.output)
+    try:
+        return _screen(chosen, folder, progress or (lambda *_: None), log or (lambda _: None))
+    except GateError:
+        _drop_if_empty(folder)
+        raise
+
+
+def resume(run: str | Path, *, progress: Progress | None = None, log: Log | None = None) -> Screening:
+    """Finish an interrupted run: techniques that were finished are not measured again."""
+    folder = Path(run)
+    if (folder / "results.json").is_file():
+        return Screening(folder, open_run(folder).results)
+    try:
+        config = make_config(json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"])
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise UsageError(f"{folder} holds no readable run.json, so there is nothing to resume.") from error
+    (folder / "parts").mkdir(exist_ok=True)
+    return _screen(config, folder, progress or (lambda *_: None), log or (lambda _: None))
+
+
+def _check_names(config: ScreenConfig) -> None:
+    """Refuse unknown names before anything is loaded."""
+    select_techniques(config.techniques)
+    select_plugins("metric", config.metrics)
+    select_plugins("probe", config.probes)
+
+
+def _drop_if_empty(folder: Path) -> None:
+    """A run that was refused leaves no directory behind."""
+    import shutil
+
+    if not (folder / "journal.jsonl").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) -> Screening:
+    from gate.backbone import load_backbone
+    from gate.data import load_for
+    from gate.measure import prepare
+    from gate.results import assemble
+
+    began = time.perf_counter()
+    backbone = load_backbone(config.backbone, device=config.device, dtype=config.dtype)
+    samples = load_for(config, size=backbone.image_size)
+    if len(samples) < MIN_SAMPLES:
+        raise ConfigurationError(f"A screening needs {MIN_SAMPLES} images or more; {samples.name} has {len(samples)}.")
+    if samples.skipped:
+        log(f"{len(samples.skipped)} of {len(samples) + len(samples.skipped)} files were skipped; see results.json")
+    for t in config.timesteps:
+        backbone.schedule.check(t)
+    probes = [p for p in select_plugins("probe", config.probes) if _served(p, samples, config.probes, log)]
+    bench = prepare(backbone, samples, config, select_plugins("metric", config.metrics), probes)
+    log(
+        f"{len(samples)} images of {samples.name} on {backbone.name} ({backbone.device}, "
+        f"{str(backbone.dtype).removeprefix('torch.')}), timesteps {', '.join(map(str, config.timesteps))}, "
+        f"{config.seeds} noise seeds, batches of {bench.batch_size}"
+    )
+    environment = _environment(backbone)
+    run = {
+        "config": config.model_dump(),
+        "environment": environment,
+        "hashes": {"weights": backbone.fingerprint(), "samples": samples.fingerprint()},
+    }
+    _same_or_new(folder, run)
+    write_json(folder / "run.json", run)
+    names = select_techniques(config.techniques)
+    measured, skipped = _measure_all(bench, names, folder, progress, log)
+    if not any(name != VANILLA for name in measured):
+        reasons = "; ".join(f"{s['name']}: {s['reason']}" for s in skipped[:3])
+        raise ConfigurationError(f"No technique could be screened. {reasons}")
+    results, arrays, pictures = assemble(bench, measured, skipped)
+    results = {**results, **run, "seconds": time.perf_counter() - began}
+    write_arrays(folder / "scores.safetensors", arrays)
+    if pictures:
+        write_arrays(folder / "pictures.safetensors", pictures)
+    write_json(folder / "results.json", results)
+    drop_parts(folder)
+    screening = Screening(folder, open_run(folder).results)
+    screening.plot()
+    return screening
+
+
+def _served(probe: Any, samples: Any, asked: tuple[str, ...], log: Log) -> bool:
+    """Whether the samples carry what a probe learns from; named probes are refused, the default ones left out."""
+    present = samples.has_labels if probe.needs == "labels" else samples.has_masks
+    if not present and asked != ("all",):
+        raise ConfigurationError(f"The probe {probe.name} needs {probe.needs}, and {samples.name} has none; add them.")
+    if not present:
+        log(f"probe {probe.name} is left out: {samples.name} has no {probe.needs}")
+    return bool(present)
+
+
+def _same_or_new(folder: Path, run: Mapping[str, Any]) -> None:
+    """Refuse to resume with other weights or samples than the run began with."""
+    file = folder / "run.json"
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["hashes"] != run["hashes"]:
+        raise ConfigurationError(f"The weights or images of {folder} have changed since it began; screen again.")
+
+
+def _measure_all(
+    bench: Any, names: list[str], folder: Path, progress: Progress, log: Log
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Measure vanilla and every technique in turn; finished ones are read back, failures are recorded."""
+    measured: dict[str, Any] = {}
+    skipped: list[dict[str, Any]] = []
+    rows = len(bench.samples) * len(bench.config.timesteps) * bench.config.seeds
+    todo = [(VANILLA, Technique()), *((n, create_technique(n)) for n in names)]
+    done, total = 0, rows * len(todo)
+    try:
+        for name, technique in todo:
+            finished = load_part(folder, name)
+            if finished is None:
+                start = done
+                tick = _Ticker(progress, name, start, total)
+                try:
+                    technique.check(bench.backbone, bench.samples)
+                    finished = _within_memory(bench, technique, tick, log)
+                except KeyboardInterrupt:
+                    raise
+                except UnsuitableError as error:
+                    skipped.append({"name": name, "reason": error.reason, "fix": error.fix, "failed": False})
+                except Exception as error:  # a technique may be a stranger's: record it, tell it, go on
+                    if name == VANILLA:
+                        raise
+                    reason = str(error) if isinstance(error, GateError) else f"{type(error).__name__}: {error}"
+                    fix = f"Run: gate check '{name}'"
+                    skipped.append({"name": name, "reason": reason, "fix": fix, "failed": True})
+                if finished is None:
+                    log(f"skipped {name}: {skipped[-1]['reason']}")
+                    append_journal(folder, **skipped[-1])
+                else:
+                    save_part(folder, name, finished)
+                    append_journal(folder, name=name, calls=finished.calls, ms=finished.ms)
+            if finished is not None:
+                measured[name] = finished
+            done += rows
+            progress(name, done, total)
+    except KeyboardInterrupt as stop:
+        raise Interrupted(folder) from stop
+    return measured, skipped
+
+
+class _Ticker:
+    """Counts finished rows of one technique onto the whole screening's progress."""
+
+    def __init__(self, progress: Progress, name: str, start: int, total: int) -> None:
+        self.progress, self.name, self.done, self.total = progress, name, start, total
+
+    def __call__(self, rows: int) -> None:
+        self.done += rows
+        self.progress(self.name, self.done, self.total)
+
+
+def _within_memory(bench: Any, technique: Technique, tick: _Ticker, log: Log) -> Any:
+    """Measure; where memory runs out, halve the batch and try again. Raises OutOfMemoryError at batch size 1."""
+    import torch
+
+    from gate.measure import measure
+
+    size, start = bench.batch_size, tick.done
+    while True:
+        try:
+            return measure(bench, technique, tick, batch_size=size)
+        except torch.OutOfMemoryError as error:
+            if size == 1:
+                raise OutOfMemoryError(
+                    f"{technique.name} does not fit into memory even at batch size 1; use --dtype float16 or a smaller "
+                    "backbone."
+                ) from error
+            size, tick.done = size // 2, start
+            log(f"out of memory in {technique.name}: going on with batches of {size}")
+
+
+def _environment(backbone: Any) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    import torch
+
+    packages = ("torch", "diffusers", "transformers", "numpy", "scipy", "scikit-learn")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {p: version(p) for p in packages},
+        "device": str(backbone.device),
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
