@@ -1,5 +1,6 @@
 """Where samples come from: a folder of images, named data sets, images already in memory."""
 
+from gate.data.chosen import load_for
 from gate.data.folder import MINIMUM_SAMPLES, load_images
 from gate.data.images import fit_image
 from gate.data.memory import as_samples
@@ -13,6 +14,7 @@ __all__ = [
     "as_samples",
     "fit_image",
     "load_data",
+    "load_for",
     "load_images",
     "load_scenes",
 ]

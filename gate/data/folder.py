@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gate.data import annotations
-from gate.data.annotations import Listing
+from gate.data import companions
+from gate.data.companions import Listing
 from gate.data.images import (
     ASPECT_TOLERANCE,
     EXTENSIONS,
@@ -45,23 +45,24 @@ def load_images(
 ) -> SampleSet:
     """The images below `folder`, shorter side resized to `size`, centre-cropped to size x size.
 
-    limit: how many to keep, drawn by `seed` from the files' names, evenly over the labels; a smaller limit keeps the
-    first of a larger one. labels, captions: a csv with the columns file,label or file,caption; else labels.csv and
-    captions.csv in the folder, subfolders as labels, NAME.txt as caption. masks: a folder of NAME.png with a class
-    number per pixel (255: unlabelled) and, if wanted, classes.txt; else the sibling FOLDER_masks.
+    limit: how many to keep, drawn by `seed` from the files' names, evenly over the labels; a smaller limit keeps
+    the first of a larger one. labels, captions: a csv with the columns file,label or file,caption; else
+    labels.csv and captions.csv in the folder, subfolders as labels, NAME.txt as caption. masks: a folder of
+    NAME.png with a class number per pixel (255: unlabelled) and, if wanted, classes.txt with their names; else
+    the sibling FOLDER_masks.
 
     An image without a label is left out where labels are given, and one without a mask where masks are given; a
-    caption may be missing. Left out as well: unreadable files, those over 100 megapixels, second copies of a picture.
-    `skipped` names each with its reason.
+    caption may be missing. Left out as well: unreadable files, those over 100 megapixels, second copies of a
+    picture. `skipped` names each with its reason.
 
-    Raises UsageError (no such folder, no images, impossible limit) and ConfigurationError (a wrong table, more than a
-    fifth of the files unreadable, fewer than `minimum` samples).
+    Raises UsageError (no such folder, no images, impossible limit) and ConfigurationError (a wrong table, more
+    than a fifth of the files unreadable, fewer than `minimum` samples).
     """
     check_size(size)
     if limit is not None and limit < minimum:
         raise UsageError(f"The limit of {limit} samples is too low; at least {minimum} are needed.")
-    masks_at = annotations.masks_folder(folder, masks)
-    listing = annotations.list_folder(folder, without=masks_at)
+    masks_at = companions.masks_folder(folder, masks)
+    listing = companions.list_folder(folder, without=masks_at)
     if not listing.images:
         raise _no_images(listing)
     reader = _reader(listing, size, labels, captions, masks_at)
@@ -100,7 +101,7 @@ class _Reader:
     attempts: int = 0
 
     def usable(self) -> list[str]:
-        """Keys of the images that have the label and the mask that the others have; the rest goes to `skipped`."""
+        """Keys of the images that have a label and a mask, where others have; the rest goes to `skipped`."""
         keys = []
         for key in self.listing.images:
             if self.labels and key not in self.labels:
@@ -140,7 +141,7 @@ class _Reader:
             mask = fit_mask(classes, self.size)
         return Sample(
             fit_image(image, self.size),
-            caption=annotations.read_caption(self.captions[key]) if key in self.captions else None,
+            caption=companions.read_caption(self.captions[key]) if key in self.captions else None,
             label=self.classes.index(self.labels[key]) if self.labels else None,
             mask=mask,
             source=key,
@@ -150,14 +151,14 @@ class _Reader:
 def _reader(
     listing: Listing, size: int, labels: PathLike | None, captions: PathLike | None, masks_at: Path | None
 ) -> _Reader:
-    names = annotations.find_labels(listing, labels)
+    names = companions.find_labels(listing, labels)
     return _Reader(
         listing,
         size,
         labels=names,
-        captions=annotations.find_captions(listing, captions),
-        masks=annotations.find_masks(listing, masks_at) if masks_at else None,
-        classes=annotations.sort_classes(names.values()),
+        captions=companions.find_captions(listing, captions),
+        masks=companions.find_masks(listing, masks_at) if masks_at else None,
+        classes=companions.sort_classes(names.values()),
     )
 
 
@@ -173,8 +174,8 @@ def _choose(reader: _Reader, limit: int | None, seed: int) -> list[Sample]:
             pass
     if len(reader.unreadable) > MAX_UNREADABLE * reader.attempts:
         raise ConfigurationError(
-            f"{len(reader.unreadable)} of {reader.attempts} images in {str(reader.listing.folder)!r} cannot be used, "
-            f"more than {MAX_UNREADABLE:.0%}; the first: {_first(reader.unreadable)}. Repair or remove them."
+            f"{len(reader.unreadable)} of {reader.attempts} images in {str(reader.listing.folder)!r} cannot be "
+            f"used, more than {MAX_UNREADABLE:.0%}; the first: {_first(reader.unreadable)}. Repair or remove them."
         )
     return samples
 
@@ -187,7 +188,7 @@ def _mask_classes(samples: list[Sample], masks_at: Path | None) -> tuple[str, ..
     top = int(values.max(initial=0))
     if values.tolist() == [-1, 0]:
         raise ConfigurationError(
-            f"The masks in {str(masks_at)!r} hold 0 and 255 only, and 255 means unlabelled; write the object as 1."
+            f"The masks in {str(masks_at)!r} hold 0 and 255 only, and 255 means unlabelled; write objects as 1."
         )
     listed = masks_at / "classes.txt"
     if not listed.is_file():
@@ -199,7 +200,7 @@ def _mask_classes(samples: list[Sample], masks_at: Path | None) -> tuple[str, ..
     names = tuple(line.strip() for line in lines if line.strip())
     if len(names) <= top:
         raise ConfigurationError(
-            f"{str(listed)!r} names {len(names)} classes, but a mask holds class {top}: one line per class, 0 first."
+            f"{str(listed)!r} names {len(names)} classes and a mask holds class {top}; give a line per class, 0 first."
         )
     return names
 
@@ -214,5 +215,5 @@ def _no_images(listing: Listing) -> UsageError:
     if not listing.others:
         return UsageError(f"The folder {str(listing.folder)!r} is empty; it should hold images ({known}).")
     return UsageError(
-        f"The folder {str(listing.folder)!r} holds {len(listing.others)} files and none of them is an image ({known})."
+        f"The folder {str(listing.folder)!r} holds {len(listing.others)} files, none of them an image ({known})."
     )

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from gate.errors import ConfigurationError, UsageError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-# Decoders are named, so that a file which only calls itself .png never reaches an exotic one (EPS runs Ghostscript).
+# Decoders are named, so that a file which only calls itself .png never reaches an exotic one (EPS: Ghostscript).
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF")
 MAX_PIXELS = 100_000_000
 UNLABELLED = 255  # in a mask file; -1 in a Sample
@@ -46,13 +46,9 @@ def read_mask(path: Path) -> npt.NDArray[np.int16]:
     except Exception as error:
         raise UnreadableError(f"its mask: {_reason(error)}") from error
     if mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
-        raise UnreadableError(
-            f"its mask holds colours ({mode}); a mask is a palette or grey image of class numbers"
-        )
+        raise UnreadableError(f"its mask holds colours ({mode}); class numbers need a palette or grey image")
     if int(values.max()) > UNLABELLED:
-        raise UnreadableError(
-            f"its mask holds {int(values.max())}; classes are 0 to 254, and 255 is unlabelled"
-        )
+        raise UnreadableError(f"its mask holds {int(values.max())}; classes are 0 to 254, unlabelled is 255")
     classes = values.astype(np.int16)
     return np.where(classes == UNLABELLED, np.int16(-1), classes)
 
@@ -87,7 +83,7 @@ def _reason(error: Exception) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB: turned upright by its EXIF orientation, transparency composited on white, 16 bits scaled to 8.
+    """8-bit RGB: turned upright by its EXIF orientation, composited on white, 16 bits scaled to 8.
 
     Raises UnreadableError for numbers that have no obvious range (32-bit integers, floats outside [0, 1]).
     """
@@ -118,7 +114,7 @@ def fit_image(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
     if 0 in image.size:
         raise ConfigurationError(f"An image of {image.width} x {image.height} pixels has no content.")
     rgb = to_rgb(image)
-    # One resampling of the centre square equals resizing all and cropping, and never holds a 1 x 10000 image enlarged.
+    # One resampling of the centre square equals resizing all and cropping, and never enlarges a strip of 1 x 10000.
     fitted = rgb.resize((size, size), Image.Resampling.LANCZOS, box=centre_square(*rgb.size))
     return np.array(fitted, dtype=np.uint8)
 

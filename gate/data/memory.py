@@ -18,10 +18,11 @@ ImageLike = Sample | Image.Image | npt.NDArray[Any]
 
 
 def as_samples(images: SampleSet | ImageLike | Iterable[ImageLike], size: int) -> SampleSet:
-    """Samples, PIL images or (h, w, 3) uint8 arrays, one or many, as a set of size x size samples in the same order.
+    """Samples, PIL images or (h, w, 3) uint8 arrays, one or many, as size x size samples in the same order.
 
-    A SampleSet of the right size is returned as it is, and so is each Sample. Others are fitted as `load_images`
-    fits a file, their masks and keypoints with them. Labels and masks of bare Samples get their numbers as names.
+    A SampleSet of the right size is returned as it is, and so is each Sample. Others are fitted as
+    `load_images` fits a file, their masks and keypoints with them. The classes of bare Samples are named by
+    their numbers.
     """
     check_size(size)
     if isinstance(images, SampleSet):
@@ -45,7 +46,7 @@ def as_samples(images: SampleSet | ImageLike | Iterable[ImageLike], size: int) -
 
 
 def fit_sample(sample: Sample, size: int) -> Sample:
-    """A sample at size x size; itself when it has that size. A fitted image is another image, with an id of its own."""
+    """A sample at size x size; itself when it has that size. A fitted image has an id of its own."""
     height, width = sample.image.shape[:2]
     if (height, width) == (size, size):
         return sample

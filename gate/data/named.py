@@ -25,7 +25,7 @@ DATA: dict[str, NamedData] = {
     for entry in (
         NamedData(
             "scenes-held-out",
-            "Emoji scenes of objects that the tiny backbone never saw: captions, 14 classes, masks. The default.",
+            "Emoji scenes of objects that the tiny backbone never saw: captions, 14 classes, masks.",
             partial(load_scenes, objects="held-out"),
         ),
         NamedData(

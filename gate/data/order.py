@@ -1,4 +1,4 @@
-"""Which samples come first: a draw from (seed, name), balanced over groups, that no file system or limit changes."""
+"""Which samples come first: a draw from (seed, name), balanced over groups, whatever the file system and limit."""
 
 from __future__ import annotations
 

@@ -15,14 +15,15 @@ from gate.sample import Sample, SampleSet
 from gate.tiny.scenes import CLASSES, Scene, Split, render, sprites
 
 FIRST_INDEX = (
-    10_000_000  # training renders the indices from 0 on: no screened scene was ever trained on, at any seed
+    10_000_000  # training renders from 0 on: no scene of ours was ever trained on, whatever the seed
 )
 
 
 def load_scenes(*, n: int, size: int, seed: int = 0, objects: Split = "held-out") -> SampleSet:
     """`n` scenes of size x size pixels with caption, label and mask, the labels as even as n allows.
 
-    objects: "held-out" (art that the tiny backbone never saw), "trained" or "all". Fewer scenes are the first of more.
+    objects: "held-out" (art that the tiny backbone never saw), "trained" or "all". Fewer scenes are the first of
+    more.
     """
     check_size(size)
     if n < 1:

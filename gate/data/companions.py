@@ -21,7 +21,7 @@ from gate.errors import ConfigurationError, UsageError
 
 @dataclass(frozen=True)
 class Listing:
-    """Files of a folder. images: key -> path; others: key -> path of the files that are no images. Both sorted."""
+    """Files of a folder, sorted. images: key -> path. others: key -> path of the files that are no images."""
 
     folder: Path
     images: dict[str, Path]
@@ -29,7 +29,7 @@ class Listing:
 
 
 def list_folder(folder: str | os.PathLike[str], *, without: Path | None = None) -> Listing:
-    """Every file below a folder, hidden ones and the folder `without` left out. Follows links, each folder once."""
+    """Every file below a folder but hidden ones and the folder `without`. Follows links, each folder once."""
     root = Path(folder)
     if not root.exists():
         raise UsageError(f"There is no folder {str(folder)!r}.")
@@ -73,8 +73,8 @@ def stem(key: str) -> str:
 def find_captions(listing: Listing, table: str | os.PathLike[str] | None) -> dict[str, str | Path]:
     """key -> caption, or the text file that holds it. An image may have none.
 
-    table: a csv with the columns file,caption; it alone is then used. Else captions.csv of the folder, and NAME.txt
-    beside an image that the table does not name.
+    table: a csv with the columns file,caption; it alone is then used. Else captions.csv of the folder, and
+    NAME.txt beside an image that the table does not name.
     """
     own = listing.folder / "captions.csv"
     found: dict[str, str | Path] = {}
@@ -102,8 +102,8 @@ def read_caption(source: str | Path) -> str | None:
 def find_labels(listing: Listing, table: str | os.PathLike[str] | None) -> dict[str, str]:
     """key -> class name; empty without labels.
 
-    From a csv with the columns file,label: the argument, else labels.csv of the folder. Else from the subfolders,
-    where every image lies in one and there are two or more.
+    From a csv with the columns file,label: the argument, else labels.csv of the folder. Else from the
+    subfolders, where every image lies in one and there are two or more.
     """
     own = listing.folder / "labels.csv"
     if table is not None or own.is_file():
@@ -132,7 +132,7 @@ def masks_folder(folder: str | os.PathLike[str], masks: str | os.PathLike[str] |
 
 
 def find_masks(listing: Listing, folder: Path) -> dict[str, Path]:
-    """key -> mask file: the same place in `folder`, or anywhere in it under a name that only one image has."""
+    """key -> mask file: at the same place in `folder`, or anywhere in it under a name that one image has."""
     files = [(key, path) for key, path in list_folder(folder).images.items() if path.suffix.lower() == ".png"]
     found = match_stems(listing.images, {stem(key): path for key, path in files})
     if not found:
@@ -172,7 +172,7 @@ def match_stems(
 
 
 def read_table(path: Path, column: str, listing: Listing) -> dict[str, str]:
-    """key -> value of a csv with the columns file,COLUMN. Files are named relative to the folder, or by bare name."""
+    """key -> value of a csv with the columns file,COLUMN; file: a path inside the folder, or a bare name."""
     if not path.is_file():
         raise UsageError(
             f"There is no file {str(path)!r}; it should be a csv with the columns file,{column}."
@@ -188,7 +188,8 @@ def read_table(path: Path, column: str, listing: Listing) -> dict[str, str]:
             candidates = by_name.get(key, [])
             if len(candidates) > 1:
                 raise ConfigurationError(
-                    f"{path.name}, line {line}: {file!r} could be {candidates[0]} or {candidates[1]}; write the path."
+                    f"{path.name}, line {line}: {file!r} could be {candidates[0]} or {candidates[1]}; "
+                    "write the path."
                 )
             if not candidates:
                 unknown.append((line, file))
@@ -196,7 +197,7 @@ def read_table(path: Path, column: str, listing: Listing) -> dict[str, str]:
             key = candidates[0]
         if key in found:
             raise ConfigurationError(
-                f"{path.name}, line {line}: {key!r} is named a second time; keep one row per file."
+                f"{path.name}, line {line}: {key!r} is named twice; keep one row per file."
             )
         found[key] = value
     if unknown:
@@ -227,7 +228,7 @@ def _rows(path: Path, column: str) -> list[tuple[int, str, str]]:
             missing = [name for name in ("file", column) if name not in header]
             if missing:
                 raise ConfigurationError(
-                    f"{path.name} lacks the column {' and '.join(missing)}: its first line must name file,{column} "
+                    f"{path.name} lacks the column {' and '.join(missing)}: its first line must name file,{column}, "
                     f"and is {','.join(header) or 'empty'!r}."
                 )
             reader.fieldnames = header
