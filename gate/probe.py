@@ -1,4 +1,4 @@
-"""What a probe is: a small model on features of a few labelled samples, judged on folds that it did not see."""
+"""What a probe is: a small model on features of a few labelled samples, judged where it did not train."""
 
 from __future__ import annotations
 
@@ -48,23 +48,24 @@ class Folds:
 
 
 def make_folds(samples: SampleSet, n_folds: int = 4, *, seed: int = 0) -> Folds:
-    """Folds of equal size, give or take a sample, with every label spread over them as evenly as its number allows.
+    """Folds of equal size, give or take a sample, every label spread over them as evenly as can be.
 
-    A function of (seed, sample ids, labels): the order of the samples changes nothing, and one image that is there
-    twice stays in one fold. Without labels, the largest object of the mask stands in. A label rarer than the folds is
-    missing from some training sets, and its samples there count as errors, the same for every technique.
+    A function of (seed, sample ids, labels): the order of the samples changes nothing, and one image that is
+    there twice stays in one fold. Without labels, the largest object of the mask stands in. A label rarer
+    than the folds is missing from some training sets, and its samples there count as errors, the same for
+    every technique.
     """
     if n_folds < 2:
         raise ConfigurationError(f"Cross-validation needs at least 2 folds, not {n_folds}; the default is 4.")
     n = len(samples)
     if n < MIN_SAMPLES:
         raise ConfigurationError(
-            f"Probes need at least {MIN_SAMPLES} samples and {n} were given; add images, or screen without probes."
+            f"Probes need at least {MIN_SAMPLES} samples and {n} were given; add images, or leave the probes out."
         )
     if samples.has_labels and n < len(samples.classes):
         raise ConfigurationError(
-            f"{n} samples cannot cover {len(samples.classes)} classes; give at least {len(samples.classes)} samples, "
-            "merge classes, or screen without probes."
+            f"{n} samples cannot cover {len(samples.classes)} classes; give as many samples or "
+            "more, merge classes, or leave the probes out."
         )
     keys: dict[str, tuple[int, str]] = {}
     for s in samples:
@@ -93,8 +94,9 @@ def _stratum(samples: SampleSet, label: int | None, mask: Array | None) -> int:
 class Probe:
     """A small model that reads the truth from features. A subclass states its facts and writes `evaluate`.
 
-    name: what the command line calls it. summary: one line. source: paper or library. needs: the truth it reads.
-    figure: how its confusion counts become a number (`figure`). direction and range are those of the figure.
+    name: what the command line calls it. summary: one line. source: paper or library. needs: the truth it
+    reads. figure: how its confusion counts become a number (`figure`). direction and range are those of the
+    figure.
     """
 
     name: ClassVar[str] = ""
@@ -116,8 +118,8 @@ class Probe:
             )
         if cls.needs not in ("labels", "masks") or cls.figure not in ("miou", "balanced-accuracy"):
             raise PluginError(
-                f"Probe {cls.name!r} has needs {cls.needs!r} and figure {cls.figure!r}; needs is 'labels' or 'masks', "
-                "figure 'miou' or 'balanced-accuracy'."
+                f"Probe {cls.name!r} has needs {cls.needs!r} and figure {cls.figure!r}; needs is "
+                "'labels' or 'masks', figure 'miou' or 'balanced-accuracy'."
             )
         if cls.evaluate is Probe.evaluate:
             raise PluginError(f"Probe {cls.name!r} must define `evaluate`.")
@@ -125,10 +127,10 @@ class Probe:
     def evaluate(self, features: Array, samples: SampleSet, folds: Folds) -> npt.NDArray[np.int64]:
         """Confusion counts of every sample, from the model that did not see it.
 
-        features: (n, c, h, w) float32, one map per sample (`probe_map`). Returns (n, k, k) int64: rows are the truth,
-        columns the prediction, k the number of classes (needs "labels") or mask classes ("masks"). A sample's counts
-        sum to what was tested in it: 1, or its labelled positions. Counts of any set of samples add up to theirs, so
-        resampling, pairing and `figure` work on them.
+        features: (n, c, h, w) float32, one map per sample (`probe_map`). Returns (n, k, k) int64: rows are
+        the truth, columns the prediction, k the number of classes (needs "labels") or mask classes ("masks").
+        A sample's counts sum to what was tested in it: 1, or its labelled positions. Counts of any set of
+        samples add up to theirs, so resampling, pairing and `figure` work on them.
         """
         raise PluginError(f"Probe {self.name!r} must define `evaluate`.")
 
@@ -151,7 +153,7 @@ def require_truth(samples: SampleSet, features: Array, folds: Folds, needs: Need
     highest = max(int(s.label if needs == "labels" else s.mask.max()) for s in samples)  # type: ignore[arg-type, union-attr]
     if highest >= len(names):
         raise ConfigurationError(
-            f"Data set {samples.name!r} holds class {highest} of {needs} but names only {len(names)}; name them all."
+            f"The {needs} of {samples.name!r} hold class {highest}, but only {len(names)} are named; name them all."
         )
     return len(names)
 
@@ -164,7 +166,7 @@ def label_counts(truth: Array, predicted: Array, k: int) -> npt.NDArray[np.int64
 
 
 def map_counts(truth: Array, predicted: Array, k: int) -> npt.NDArray[np.int64]:
-    """Counts over positions. truth: (n, m) int, -1 = not tested; predicted: (n, m). Returns (n, k, k) int64."""
+    """Counts over positions. truth, predicted: (n, m) int, truth -1 = not tested. Returns (n, k, k) int64."""
     n = len(truth)
     sample, position = np.nonzero(truth >= 0)
     cell = (sample * k + truth[sample, position]) * k + predicted[sample, position]
@@ -172,11 +174,11 @@ def map_counts(truth: Array, predicted: Array, k: int) -> npt.NDArray[np.int64]:
 
 
 def figure(counts: Array, name: Figure) -> Array:
-    """The number that confusion counts come to. counts: (..., k, k), rows truth. Returns (...) float64 in [0, 1].
+    """The number that confusion counts (..., k, k), rows truth, come to: (...) float64 in [0, 1].
 
-    "miou": mean intersection over union; "balanced-accuracy": mean recall. Both are means over the classes that occur
-    in the truth, so the classes averaged over are the same for every technique on one set of samples, whatever it
-    predicts. NaN where nothing was counted.
+    "miou": mean intersection over union; "balanced-accuracy": mean recall. Both are means over the classes
+    that occur in the truth, so the classes averaged over are the same for every technique on one set of
+    samples, whatever it predicts. NaN where nothing was counted.
     """
     counts = np.asarray(counts, dtype=np.float64)
     hits = np.diagonal(counts, axis1=-2, axis2=-1)
@@ -196,10 +198,11 @@ def figure(counts: Array, name: Figure) -> Array:
 def probe_map(features: Mapping[str, Tensor], side: int = MAP_SIDE) -> Tensor:
     """All layers of a pass as one map: (b, c_l, h_l, w_l) per layer -> (b, sum c_l, side, side) float32.
 
-    Layers keep the order of the mapping. Larger maps are averaged over areas, smaller ones interpolated bilinearly.
-    Then each sample's block of each layer is divided by its own root mean square, so that no layer outshouts another
-    and a feature's overall scale, which techniques change, cannot pass for information; because the scale is the
-    sample's own, the batch changes nothing. A block of zeros stays zero.
+    Layers keep the order of the mapping. Larger maps are averaged over areas, smaller ones interpolated
+    bilinearly. Then each sample's block of each layer is divided by its own root mean square, so that no
+    layer outshouts another and a feature's overall scale, which techniques change, cannot pass for
+    information; because the scale is the sample's own, the batch changes nothing. A block of zeros stays
+    zero.
     """
     import torch
     import torch.nn.functional as F
@@ -222,21 +225,21 @@ def pooled(features: Array) -> Array:
 
 
 def grid_mask(mask: Array, grid: tuple[int, int], k: int) -> npt.NDArray[np.int64]:
-    """A mask on the grid of a feature map, by majority. mask: (h, w) int in -1 ... k - 1. Returns `grid` int64.
+    """A mask on the grid of a feature map, by majority: (h, w) int in -1 ... k - 1 -> `grid`, int64.
 
-    A cell covers the pixels that area pooling would average (cells overlap where h is no multiple of the grid, and
-    repeat where it is smaller). -1, unlabelled, votes as well; a tie goes to the lowest class, last to -1.
+    A cell covers the pixels that area pooling would average (cells overlap where h is no multiple of the
+    grid, and repeat where it is smaller). -1, unlabelled, votes as well; a tie goes to the lowest class, last
+    to -1.
     """
-    votes = np.eye(k + 1, dtype=np.int64)[np.where(mask < 0, k, mask)]  # (h, w, k + 1), unlabelled last
-    area = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1, k + 1), dtype=np.int64)
-    area[1:, 1:] = votes.cumsum(axis=0).cumsum(axis=1)
-    (top, bottom), (left, right) = (_cells(size, cells) for size, cells in zip(mask.shape, grid, strict=True))
-    inside = area[bottom][:, right] - area[top][:, right] - area[bottom][:, left] + area[top][:, left]
-    winner = inside.argmax(axis=2)
+    down, across = (_cells(size, cells) for size, cells in zip(mask.shape, grid, strict=True))
+    value = np.where(mask < 0, k, mask)  # unlabelled last
+    votes = np.arange(k + 1)[:, None, None] == value  # (k + 1, h, w)
+    winner = (down @ votes.astype(np.float32) @ across.T).argmax(axis=0)  # counts of pixels, exact in float32
     return np.where(winner == k, -1, winner)
 
 
-def _cells(size: int, cells: int) -> tuple[Array, Array]:
-    """First and one-past-last pixel of each cell, as adaptive pooling draws them."""
-    index = np.arange(cells)
-    return index * size // cells, -(-(index + 1) * size // cells)
+def _cells(size: int, cells: int) -> npt.NDArray[np.float32]:
+    """Which pixels belong to which cell, as adaptive pooling draws them: (cells, size), 0 or 1."""
+    index, pixel = np.arange(cells)[:, None], np.arange(size)
+    inside = (pixel >= index * size // cells) & (pixel < -(-(index + 1) * size // cells))
+    return inside.astype(np.float32)

@@ -12,10 +12,11 @@ from gate.sample import SampleSet
 
 
 class Knn(Probe):
-    """Vote of the k nearest training samples by cosine of the pooled features, standardised on the training fold.
+    """Vote of the k nearest training samples by cosine of the pooled features, standardised on the training
+    fold.
 
-    Standardising puts the origin among the samples; without it all cosines are near 1. Votes count by 1 / distance, so
-    that few samples per class do not end in ties. neighbours: how many vote, 5 unless told.
+    Standardising puts the origin among the samples; without it all cosines are near 1. Votes count by 1 /
+    distance, so that few samples per class do not end in ties. neighbours: how many vote, 5 unless told.
     """
 
     name = "knn"

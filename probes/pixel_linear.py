@@ -21,15 +21,15 @@ POSITIONS = (
 class PixelLinear(Probe):
     """Ridge regression onto one-hot mask classes, one row per position; the highest response wins.
 
-    Training rows are `positions` per sample, drawn evenly over the classes that the sample shows by a generator of
-    (seed, sample id), so every technique, and any order of samples, trains on the same ones; classes weigh equally.
-    Every labelled position of a held-out sample is tested. alpha: strength of the ridge in units of standardised
-    columns; positions: None trains on all.
+    Training rows are `positions` per sample, drawn evenly over the classes that the sample shows by a
+    generator of (seed, sample id), so every technique, and any order of samples, trains on the same ones;
+    classes weigh equally. Every labelled position of a held-out sample is tested. alpha: strength of the
+    ridge in units of standardised columns; positions: None trains on all.
     """
 
     name = "pixel-linear"
     summary = "Mask class of every position from its feature vector, by ridge regression"
-    source = "Few-shot segmentation on frozen features, Baranchuk et al. 2022 (arXiv 2112.03126); sklearn.linear_model.Ridge"
+    source = "Label-scarce segmentation: Baranchuk et al. 2022 (arXiv 2112.03126); sklearn.linear_model.Ridge"
     needs = "masks"
     figure = "miou"
 
@@ -72,8 +72,9 @@ class PixelLinear(Probe):
 def fit_ridge(rows: Array, y: Array, alpha: float) -> tuple[Array, Array, Array]:
     """Ridge onto one-hot targets with balanced classes and standardised columns, folded into one affine map.
 
-    rows: (m, c) float32; y: (m,) int. Returns weights (k', c) and bias (k',) float32 for raw rows, and the k' classes
-    that occur (k',). Weights of rows are m / (k' count(class)), as scikit-learn's "balanced", and sum to m.
+    rows: (m, c) float32; y: (m,) int. Returns weights (k', c) and bias (k',) float32 for raw rows, and the k'
+    classes that occur (k',). Weights of rows are m / (k' count(class)), as scikit-learn's "balanced", and sum
+    to m.
     """
     from sklearn.linear_model import Ridge
 

@@ -1,1 +1,1 @@
-"""Shift metrics, one per file, named as the command line names them; each an entry point of group "gate.metrics"."""
+"""Shift metrics, one per file, named as on the command line; each an entry point of group "gate.metrics"."""

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 def linear_cka_shift(a: Tensor, b: Tensor) -> Tensor:
     """1 - linear CKA (Kornblith et al. 2019, Sec. 3, Eq. for linear kernels), batched.
 
-    a, b: (batch, n, c) and (batch, n, d), a row per position. Returns (batch,) in [0, 1]. CKA is
-    ||B^T A||_F^2 / (||A^T A||_F ||B^T B||_F) with centred columns, which equals the cosine of the n x n Gram matrices
-    A A^T and B B^T; the cheaper of the two forms is taken. If one side has no variation CKA is 0, if neither has, the
-    shift is 0.
+    a, b: (batch, n, c) and (batch, n, d), a row per position. Returns (batch,) in [0, 1]. CKA is ||B^T
+    A||_F^2 / (||A^T A||_F ||B^T B||_F) with centred columns, which equals the cosine of the n x n Gram
+    matrices A A^T and B B^T; the cheaper of the two forms is taken. If one side has no variation CKA is 0, if
+    neither has, the shift is 0.
     """
     a = a - a.mean(dim=1, keepdim=True)
     b = b - b.mean(dim=1, keepdim=True)
@@ -26,7 +26,7 @@ def linear_cka_shift(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _from_positions(a: Tensor, b: Tensor) -> Tensor:
-    """1 - cos(K, L) as half the squared distance of the unit Gram matrices: no cancellation at small shifts."""
+    """1 - cos(K, L) as half the squared distance of unit Gram matrices: no cancellation at small shifts."""
     gram_a, gram_b = a @ a.mT, b @ b.mT  # (batch, n, n)
     norm_a, norm_b = gram_a.norm(dim=(1, 2)), gram_b.norm(dim=(1, 2))
     unit_a = gram_a / _or_one(norm_a)[:, None, None]
@@ -57,7 +57,7 @@ def _degenerate(shift: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:
 
 
 class Cka(Metric):
-    """Whether positions that resemble each other in the reference still do, whatever the channels are called."""
+    """Whether positions that resemble each other in the reference still do, whatever the channels mean."""
 
     name = "cka"
     summary = "One minus linear CKA to the reference, over positions"
@@ -67,8 +67,8 @@ class Cka(Metric):
     kind = "feature"
     scale_invariant = True
     weakness = (
-        "Blind to any rotation of the channels and to an offset shared by all positions; led by the few directions of "
-        "largest variance; biased towards 1 where channels outnumber positions."
+        "Blind to any rotation of the channels and to an offset shared by all positions; led by the few "
+        "directions of largest variance; biased towards 1 where channels outnumber positions."
     )
 
     def shift(self, features: Tensor, reference: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 def cosine_shift(f: Tensor, f_ref: Tensor) -> Tensor:
     """1 - mean over positions of the cosine between f[:, i, j] and f_ref[:, i, j].
 
-    f, f_ref: (b, c, h, w). Returns (b,) in [0, 2]. Computed as half the squared distance of the unit vectors, which is
-    the same number without the cancellation: equal features give exactly 0, and small shifts keep their digits. A
-    position where one vector is zero has cosine 0; where both are, there is no shift.
+    f, f_ref: (b, c, h, w). Returns (b,) in [0, 2]. Computed as half the squared distance of the unit vectors,
+    which is the same number without the cancellation: equal features give exactly 0, and small shifts keep
+    their digits. A position where one vector is zero has cosine 0; where both are, there is no shift.
     """
     import torch
 
@@ -34,12 +34,16 @@ class Cosine(Metric):
 
     name = "cosine"
     summary = "One minus the mean cosine to the reference, position by position"
-    source = "Cosine similarity; as used to match diffusion features by Tang et al. 2023 (DIFT, arXiv 2306.03881)"
+    source = (
+        "Cosine similarity; as used to match diffusion features by Tang et al. 2023 (DIFT, arXiv 2306.03881)"
+    )
     unit = "1 - cosine"
     direction = "lower"
     kind = "feature"
     scale_invariant = True
-    weakness = "A few loud channels, or an offset shared by all positions, decide the angle and hide the rest."
+    weakness = (
+        "A few loud channels, or an offset shared by all positions, decide the angle and hide the rest."
+    )
 
     def shift(self, features: Tensor, reference: Tensor) -> Tensor:
         return cosine_shift(features, reference)

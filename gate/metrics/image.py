@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 WINDOW = 11
 SIGMA = 1.5
-K1, K2 = 0.01, 0.03  # Wang et al. 2004, Sec. III.C, for a dynamic range of 1
+K1, K2 = 0.01, 0.03  # Wang et al. 2004, for a dynamic range of 1
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -27,9 +27,10 @@ def gaussian_window(size: int, sigma: float = SIGMA) -> Tensor:
 def structural_similarity(image: Tensor, reconstruction: Tensor) -> Tensor:
     """Mean SSIM (Wang et al. 2004, Eq. 13) over channels and windows, data range 1.
 
-    image, reconstruction: (b, c, h, w) in [0, 1]. Returns (b,) in [-1, 1]; 1 = equal. Windows of 11 x 11 that lie wholly
-    inside the image, Gaussian with sigma 1.5; in a smaller image the window is the largest odd square that fits. The
-    mean is over R, G and B, where Wang et al. take the luminance: a wrong hue is a shift too.
+    image, reconstruction: (b, c, h, w) in [0, 1]. Returns (b,) in [-1, 1]; 1 = equal. Windows of 11 x 11 that
+    lie wholly inside the image, Gaussian with sigma 1.5; in a smaller image the window is the largest odd
+    square that fits. The mean is over R, G and B, where Wang et al. take the luminance: a wrong hue is a
+    shift too.
     """
     same_shape(image, reconstruction, "Image and reconstruction")
     x, y = as_float(image, reconstruction)
@@ -46,7 +47,7 @@ def structural_similarity(image: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor, window: Tensor) -> Tensor:
-    """Separable filter of each channel where the window fits, (b, c, h, w) -> (b, c, h - k + 1, w - k + 1)."""
+    """Filter each channel where the window fits: (b, c, h, w) -> (b, c, h - k + 1, w - k + 1)."""
     import torch.nn.functional as F
 
     b, c, h, w = x.shape
@@ -69,9 +70,9 @@ def edge_strength(image: Tensor) -> Tensor:
 def edge_agreement(image: Tensor, reconstruction: Tensor) -> Tensor:
     """F1 of edges without a threshold: 2 sum(min(a, b)) / (sum(a) + sum(b)), a and b the edge strengths.
 
-    sum(min) / sum(b) is the share of the reconstruction's edges that the image has (precision), sum(min) / sum(a) the
-    share of the image's that survive (recall); this is their harmonic mean. image, reconstruction: (b, 3, h, w) in
-    [0, 1]. Returns (b,) in [0, 1]; 1 = equal, also where neither has an edge.
+    sum(min) / sum(b) is the share of the reconstruction's edges that the image has (precision), sum(min) /
+    sum(a) the share of the image's that survive (recall); this is their harmonic mean. image, reconstruction:
+    (b, 3, h, w) in [0, 1]. Returns (b,) in [0, 1]; 1 = equal, also where neither has an edge.
     """
     import torch
 
@@ -80,22 +81,26 @@ def edge_agreement(image: Tensor, reconstruction: Tensor) -> Tensor:
     a, b = edge_strength(image).flatten(1), edge_strength(reconstruction).flatten(1)
     shared, total = torch.minimum(a, b).sum(dim=1), a.sum(dim=1) + b.sum(dim=1)
     flat = total == 0
-    return torch.where(flat, torch.ones_like(total), 2 * shared / torch.where(flat, torch.ones_like(total), total))
+    return torch.where(
+        flat, torch.ones_like(total), 2 * shared / torch.where(flat, torch.ones_like(total), total)
+    )
 
 
 class Image(Metric):
-    """0.5 (1 - SSIM) + 0.5 (1 - edge agreement), in [0, 1.5]: img2img at high strength, judged without an eye."""
+    """0.5 (1 - SSIM) + 0.5 (1 - edge agreement), in [0, 1.5]: img2img at high strength, judged in numbers."""
 
     name = "image"
     summary = "SSIM and edge agreement between the input and its reconstruction by img2img at high strength"
-    source = "Meng et al. 2024 (arXiv 2410.06719), Sec. 5.1; SSIM: Wang et al. 2004, Eq. 13; edges: Sobel, soft F1"
+    source = (
+        "Meng et al. 2024 (arXiv 2410.06719), Sec. 5.1; SSIM: Wang et al. 2004, Eq. 13; edges: Sobel, soft F1"
+    )
     unit = "mean of 1 - SSIM and 1 - edge F1"
     direction = "lower"
     kind = "image"
     scale_invariant = False
     weakness = (
-        "Both halves want pixels in place: the same content moved by a few pixels counts as lost, and a blurred "
-        "reconstruction loses less than one with wrong but sharp detail."
+        "Both halves want pixels in place: the same content moved by a few pixels counts as lost, and a "
+        "blurred reconstruction loses less than one with wrong but sharp detail."
     )
 
     def distance(self, image: Tensor, reconstruction: Tensor) -> Tensor:

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 def laplacian(f: Tensor) -> Tensor:
     """Discrete Laplacian with four neighbours, (b, c, h, w) -> (b, c, h, w).
 
-    The paper gives neither kernel nor padding. The kernel is [[0, 1, 0], [1, -4, 1], [0, 1, 0]]. The border repeats
-    (Neumann), so that every position of Eq. 1's sum counts, a constant is invisible everywhere, also at the border,
-    and maps of a few positions still have a value; zero padding would turn an offset into an edge. A map that is linear
-    in space is 0 in its interior and shows its slope on the border. Same as scipy.ndimage.laplace in its default mode.
+    The paper gives neither kernel nor padding. The kernel is [[0, 1, 0], [1, -4, 1], [0, 1, 0]]. The border
+    repeats (Neumann), so that every position of Eq. 1's sum counts, a constant is invisible everywhere, also
+    at the border, and maps of a few positions still have a value; zero padding would turn an offset into an
+    edge. A map that is linear in space is 0 in its interior and shows its slope on the border. Same as
+    scipy.ndimage.laplace in its default mode.
     """
     import torch.nn.functional as F
 
@@ -39,10 +40,11 @@ def laplacian_difference(f: Tensor, f_ref: Tensor) -> Tensor:
 
 
 def suppression_score(diff: Tensor, diff_anchor: Tensor) -> Tensor:
-    """Eq. 2: (diff_anchor - diff) / diff_anchor, in (-inf, 1]; 1 = exact match, 0 = no better than the anchor.
+    """Eq. 2: (diff_anchor - diff) / diff_anchor, in (-inf, 1]; 1 = exact match, 0 = no better than the
+    anchor.
 
-    diff, diff_anchor: one shape, >= 0. Where the anchor has no shift there is nothing to suppress: the quotient is
-    taken as it stands, NaN for 0 / 0 and -inf otherwise, and whoever averages decides.
+    diff, diff_anchor: one shape, >= 0. Where the anchor has no shift there is nothing to suppress: the
+    quotient is taken as it stands, NaN for 0 / 0 and -inf otherwise, and whoever averages decides.
     """
     return (diff_anchor - diff) / diff_anchor
 
@@ -58,8 +60,8 @@ class Laplacian(Metric):
     kind = "feature"
     scale_invariant = False
     weakness = (
-        "Follows the feature's scale, so shrinking a noisy feature looks like suppression; blind to permuted channels "
-        "and flipped signs; loud channels drown quiet ones."
+        "Follows the feature's scale, so shrinking a noisy feature looks like suppression; blind to permuted "
+        "channels and flipped signs; loud channels drown quiet ones."
     )
 
     def shift(self, features: Tensor, reference: Tensor) -> Tensor:

@@ -10,14 +10,16 @@ from gate.metrics.laplacian import laplacian_difference
 if TYPE_CHECKING:
     from torch import Tensor
 
-FLOOR = 0.01  # of the rms deviation over channels: a channel that is flat in the reference must not rule the sum
+FLOOR = (
+    0.01  # of the rms deviation over channels: a channel that is flat in the reference must not rule the sum
+)
 
 
 def channel_scale(f_ref: Tensor) -> Tensor:
     """Standard deviation of each channel over positions, floored, (b, c, h, w) -> (b, c, 1, 1), > 0.
 
-    The floor is 1 % of the root mean square over the sample's channels. A reference that is flat in every channel (a map
-    of one position, say) has no scale of its own and is divided by 1.
+    The floor is 1 % of the root mean square over the sample's channels. A reference that is flat in every
+    channel (a map of one position, say) has no scale of its own and is divided by 1.
     """
     import torch
 
@@ -28,10 +30,11 @@ def channel_scale(f_ref: Tensor) -> Tensor:
 
 
 class LaplacianNormalised(Metric):
-    """Eq. 1 with each channel in units of the reference's deviation, so that every channel speaks equally loud.
+    """Eq. 1 with each channel in units of the reference's deviation, so that every channel speaks equally
+    loud.
 
-    Feature and reference are divided by the same scale, the reference's: rescaling both, or the backbone's channels,
-    changes nothing; rescaling the feature alone still does.
+    Feature and reference are divided by the same scale, the reference's: rescaling both, or the backbone's
+    channels, changes nothing; rescaling the feature alone still does.
     """
 
     name = "laplacian-normalised"
@@ -42,8 +45,8 @@ class LaplacianNormalised(Metric):
     kind = "feature"
     scale_invariant = False
     weakness = (
-        "Weighs channels equally but still follows the scale of the feature against its reference, so shrinking a "
-        "noisy feature looks like suppression; blind to flipped signs."
+        "Weighs channels equally but still follows the scale of the feature against its reference, so shrinking "
+        "a noisy feature looks like suppression; blind to flipped signs."
     )
 
     def shift(self, features: Tensor, reference: Tensor) -> Tensor:
