@@ -221,6 +221,8 @@ class _Comparison:
                 f"Vanilla's numbers must cover the same samples throughout; got {sorted(sizes)} samples."
             )
         self.n = sizes.pop()
+        if self.n == 0:
+            raise IncomparableError("Nothing to rank by: there are no samples.")
         self.batch = max(1, _BATCH_ELEMENTS // max(self.n, *(c.shape[1] for c in self.vanilla.values())))
         self.uninformative = tuple(m for m in self.measures if not _has_error(m, self.vanilla[m]))
         self.coefficients = self._coefficients(weights, score_metrics, score_probes)
