@@ -42,6 +42,12 @@ class Conditioning:
     def replace(self, **changes: Any) -> Conditioning:
         return dataclasses.replace(self, **changes)
 
+    def with_text(self, text: Conditioning) -> Conditioning:
+        """The prompts of `text`, everything else as it is here."""
+        return self.replace(
+            prompt_embeds=text.prompt_embeds, pooled=text.pooled, mask=text.mask, prompts=text.prompts
+        )  # fmt: skip
+
     def __len__(self) -> int:
         return len(self.prompt_embeds)
 

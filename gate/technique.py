@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -29,10 +30,12 @@ Need = Literal["weights", "captions", "labels", "class-names", "training"]
 
 @dataclass(frozen=True)
 class Cost:
-    """Denoiser calls. per_image: once per image, whatever follows; per_pass: for each (timestep, seed)."""
+    """Denoiser calls. per_image: once per image, whatever follows; per_pass: for each (timestep, seed);
+    start: how many of per_pass `start` spends, before the denoiser is wrapped."""
 
     per_image: float = 0.0
     per_pass: float = 1.0
+    start: float = 0.0
 
     @property
     def total(self) -> float:
@@ -144,11 +147,11 @@ class Composition(Technique):
 
     @property
     def cost(self) -> Cost:
-        """Calls multiply where a wrapper calls what it wraps; what runs once per image adds up."""
-        per_pass = 1.0
-        for part in self.parts:
-            per_pass *= part.cost.per_pass
-        return Cost(sum(p.cost.per_image for p in self.parts), per_pass)
+        """Calls multiply where a wrapper calls what it wraps; starts, and what runs once per image, add up."""
+        costs = [part.cost for part in self.parts]
+        start = sum(c.start for c in costs)
+        wrapped = math.prod(c.per_pass - c.start for c in costs)
+        return Cost(sum(c.per_image for c in costs), start + wrapped, start)
 
     @property
     def settings(self) -> dict[str, Any]:
