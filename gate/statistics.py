@@ -108,7 +108,7 @@ def paired_bca(
     statistic: maps indices (..., r) in [0, n) to values (...,); r is n for a resample, n - 1 for a jackknife.
     seed: the same seed and n give the same resamples, whatever the statistic.
     Bootstrap intervals are a little narrow in small samples: of 95 % intervals of a null effect, 88 % covered
-    it at n = 8, 90 % at 16, 92 % at 32 and 94 % at 64. So a verdict asks the swap test as well, which is exact.
+    it at n = 8, 90 % at 16, 92 % at 32 and 94 % at 64. So a verdict also asks the swap test, which is exact.
     """
     return paired_bca_each(
         lambda idx: np.asarray(statistic(idx), dtype=np.float64)[None],
