@@ -1,4 +1,5 @@
-"""Quiet backgrounds for the tiny scenes: plain, gradient, cloudy and ground-and-sky, in a small set of soft colours."""
+"""Quiet backgrounds for the tiny scenes: plain, gradient, cloudy and ground-and-sky, in a small set of soft
+colours."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ SKY = (186, 214, 240)
 
 @dataclass(frozen=True)
 class Background:
-    """What lies behind the objects. colours: one or two RGB triples in [0, 255]; angle in degrees (gradient), horizon
-    in [0, 1] from the top (ground); texture_seed fixes the soft noise of a cloudy background."""
+    """What lies behind the objects. colours: one or two RGB triples in [0, 255]; angle in degrees (gradient),
+    horizon in [0, 1] from the top (ground); texture_seed fixes the soft noise of a cloudy background."""
 
     kind: Kind
     name: str
@@ -60,7 +61,9 @@ def pick_background(rng: np.random.Generator) -> Background:
     return Background(kind, name, (first, second), angle, horizon, int(rng.integers(2**31)))
 
 
-def _vary(colour: tuple[int, int, int], rng: np.random.Generator, spread: float) -> tuple[float, float, float]:
+def _vary(
+    colour: tuple[int, int, int], rng: np.random.Generator, spread: float
+) -> tuple[float, float, float]:
     """Lighter or darker as a whole by up to `spread`, each channel by up to 5 more."""
     shift = rng.uniform(-spread, spread) + rng.uniform(-5, 5, 3)
     red, green, blue = np.clip(np.array(colour) + shift, 0, 255).tolist()

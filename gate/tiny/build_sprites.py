@@ -1,11 +1,12 @@
-"""Build the sprite sheet of the tiny scenes from two npm packages (a developer's command, not needed to use gate).
+"""Build the sprite sheet of the tiny scenes from two npm packages (a developer's command, not needed to use
+gate).
 
     python -m gate.tiny.build_sprites FLUENT_EMOJI_3D_FOLDER EMOJIBASE_DATA_FOLDER
 
-The first folder is the unpacked `@lobehub/fluent-emoji-3d` 1.1.0 (MIT, art by Microsoft), the second the unpacked
-`emojibase-data` 17.0.0 (MIT). The choice of objects is by hand: visually distinct things, ten in each of fourteen
-classes; no flags, symbols, people or near-duplicates. The last two of each class are held out from all training.
-"""
+The first folder is the unpacked `@lobehub/fluent-emoji-3d` 1.1.0 (MIT, art by Microsoft), the second the
+unpacked `emojibase-data` 17.0.0 (MIT). The choice of objects is by hand: visually distinct things, ten in
+each of fourteen classes; no flags, symbols, people or near-duplicates. The last two of each class are held
+out from all training."""
 
 from __future__ import annotations
 
@@ -24,24 +25,50 @@ ASSETS = Path(__file__).parent / "assets"
 
 # class -> "name" or "name=label in emojibase"; a name that starts with "~" takes no article (plural)
 OBJECTS: dict[str, str] = {
-    "mammal": "dog=dog face, cat=cat face, lion, panda, elephant, pig=pig face, zebra, rabbit=rabbit face, fox, koala",
+    "mammal": (
+        "dog=dog face, cat=cat face, lion, panda, elephant, pig=pig face, zebra, rabbit=rabbit face, "
+        "fox, koala"
+    ),
     "bird": "penguin, duck, swan, owl, flamingo, peacock, parrot, chick=baby chick, rooster, dodo",
-    "sea animal": "whale=spouting whale, fish, blowfish, shark, octopus, crab, jellyfish, turtle, lobster, dolphin",
-    "bug": "butterfly, ant, bee=honeybee, beetle, ladybug=lady beetle, snail, scorpion, caterpillar=bug, cricket, fly",
-    "fruit": "~grapes, watermelon, lemon, banana, pineapple, apple=red apple, pear, kiwi=kiwi fruit, strawberry, "
-    "orange=tangerine",
-    "vegetable": "avocado, eggplant, potato, carrot, ~corn=ear of corn, bell pepper, ~broccoli, onion, cucumber, ~garlic",
-    "dish": "hamburger, pizza, taco, doughnut, croissant, ~fries=french fries, cake=birthday cake, "
-    "ice cream=soft ice cream, pretzel, ~pancakes",
-    "vehicle": "locomotive, bus, ambulance, taxi, tractor, bicycle, rocket, sailboat, car=automobile, helicopter",
-    "building": "hut, house, castle, factory, bank, mosque, pagoda=Japanese castle, tent, church, hospital",
-    "garment": "shirt=t-shirt, ~jeans, scarf, ~gloves, coat, dress, top hat, crown, ~socks, shoe=running shoe",
-    "instrument": "saxophone, accordion, guitar, keyboard=musical keyboard, violin, drum, ~maracas, flute, trumpet, banjo",
-    "tool": "hammer, saw=carpentry saw, wrench, screwdriver, toolbox, magnet, ladder, broom, axe, bucket",
-    "sport item": "soccer ball, basketball, volleyball, tennis racket=tennis, ~bowling pins=bowling, boxing glove, "
-    "paddle=ping pong, ~skis, baseball, rugby ball=american football",
-    "plant": "blossom=cherry blossom, rose, sunflower, fir tree=evergreen tree, palm tree, cactus, "
-    "clover=four leaf clover, mushroom, tulip, maple leaf",
+    "sea animal": (
+        "whale=spouting whale, fish, blowfish, shark, octopus, crab, jellyfish, turtle, lobster, dolphin"
+    ),
+    "bug": (
+        "butterfly, ant, bee=honeybee, beetle, ladybug=lady beetle, snail, scorpion, caterpillar=bug, "
+        "cricket, fly"
+    ),
+    "fruit": (
+        "~grapes, watermelon, lemon, banana, pineapple, apple=red apple, pear, kiwi=kiwi fruit, "
+        "strawberry, orange=tangerine"
+    ),
+    "vegetable": (
+        "avocado, eggplant, potato, carrot, ~corn=ear of corn, bell pepper, ~broccoli, onion, "
+        "cucumber, ~garlic"
+    ),
+    "dish": (
+        "hamburger, pizza, taco, doughnut, croissant, ~fries=french fries, cake=birthday cake, ice "
+        "cream=soft ice cream, pretzel, ~pancakes"
+    ),
+    "vehicle": (
+        "locomotive, bus, ambulance, taxi, tractor, bicycle, rocket, sailboat, car=automobile, helicopter"
+    ),
+    "building": ("hut, house, castle, factory, bank, mosque, pagoda=Japanese castle, tent, church, hospital"),
+    "garment": (
+        "shirt=t-shirt, ~jeans, scarf, ~gloves, coat, dress, top hat, crown, ~socks, shoe=running shoe"
+    ),
+    "instrument": (
+        "saxophone, accordion, guitar, keyboard=musical keyboard, violin, drum, ~maracas, flute, "
+        "trumpet, banjo"
+    ),
+    "tool": ("hammer, saw=carpentry saw, wrench, screwdriver, toolbox, magnet, ladder, broom, axe, bucket"),
+    "sport item": (
+        "soccer ball, basketball, volleyball, tennis racket=tennis, ~bowling pins=bowling, boxing "
+        "glove, paddle=ping pong, ~skis, baseball, rugby ball=american football"
+    ),
+    "plant": (
+        "blossom=cherry blossom, rose, sunflower, fir tree=evergreen tree, palm tree, cactus, "
+        "clover=four leaf clover, mushroom, tulip, maple leaf"
+    ),
 }
 
 MICROSOFT_LICENCE_HEAD = "MIT License\n\nCopyright (c) Microsoft Corporation.\nCopyright (c) 2023 LobeHub\n\n"
@@ -59,7 +86,9 @@ def art(fluent: Path, codepoint: str) -> Path:
         path = fluent / "assets" / f"{stem}.webp"
         if path.exists():
             return path
-    raise FileNotFoundError(f"{fluent} has no art for {codepoint}; is it the unpacked @lobehub/fluent-emoji-3d 1.1.0?")
+    raise FileNotFoundError(
+        f"{fluent} has no art for {codepoint}; is it the unpacked @lobehub/fluent-emoji-3d 1.1.0?"
+    )
 
 
 def cut(path: Path) -> Image.Image:
@@ -112,14 +141,16 @@ def build(fluent: Path, emojibase: Path, assets: Path = ASSETS) -> None:
     facts = {"cell": CELL, "columns": COLUMNS, "classes": list(OBJECTS), "objects": rows}
     (assets / "sprites.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     shutil.copyfile(emojibase / "LICENSE", assets / "LICENSE-emojibase.txt")
-    # the art's npm package declares MIT in package.json and carries no text: the same MIT text, its own holders
+    # the art's package declares MIT but carries no text: the same MIT text, under its own holders
     text = (emojibase / "LICENSE").read_text(encoding="utf-8")
     terms = text[text.index("Permission is hereby granted") :]
     (assets / "LICENSE-fluent-emoji.txt").write_text(MICROSOFT_LICENCE_HEAD + terms, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("fluent", type=Path, help="unpacked @lobehub/fluent-emoji-3d")
     parser.add_argument("emojibase", type=Path, help="unpacked emojibase-data")
     arguments = parser.parse_args()

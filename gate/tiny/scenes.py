@@ -1,10 +1,12 @@
-"""Synthetic scenes of 3D emoji art that know their own truth: caption, class, per-pixel class, correspondences.
+"""Synthetic scenes of 3D emoji art that know their own truth: caption, class, per-pixel class,
+correspondences.
 
-A scene is a pure function of (seed, index): one to three objects on a quiet background. Needs numpy and Pillow only.
+A scene is a pure function of (seed, index): one to three objects on a quiet background. Needs numpy and
+Pillow only.
 
-Scenes are 64x64 and the tiny VAE reduces by 4: a 16x16 latent, the largest that a denoiser of SD's topology can be
-trained and screened on with two CPU cores; 128 px with f = 8 has the same latent and a VAE four times as dear.
-"""
+Scenes are 64x64 and the tiny VAE reduces by 4: a 16x16 latent, the largest that a denoiser of SD's topology
+can be trained and screened on with two CPU cores; 128 px with f = 8 has the same latent and a VAE four times
+as dear."""
 
 from __future__ import annotations
 
@@ -42,8 +44,8 @@ class SpriteInfo:
 
 @dataclass(frozen=True)
 class Placement:
-    """An object in a scene. x, y: centre in [0, 1] of the side; scale: share of the side that its longer extent
-    takes; angle: degrees counter-clockwise; flip: mirrored left to right before the rotation."""
+    """An object in a scene. x, y: centre in [0, 1] of the side; scale: share of the side that its longer
+    extent takes; angle: degrees counter-clockwise; flip: mirrored left to right before the rotation."""
 
     sprite: SpriteInfo
     x: float
@@ -55,8 +57,9 @@ class Placement:
 
 @dataclass(frozen=True)
 class Scene:
-    """image: (h, w, 3) uint8; mask: (h, w) uint8, 0 = background, k = CLASSES[k - 1]; label: index into CLASSES of
-    the largest visible object (0-based, so its mask value is label + 1); objects: back to front."""
+    """image: (h, w, 3) uint8; mask: (h, w) uint8, 0 = background, k = CLASSES[k - 1]; label: index into
+    CLASSES of the largest visible object (0-based, so its mask value is label + 1); objects: back to
+    front."""
 
     image: Array
     caption: str
@@ -80,8 +83,8 @@ class Scene:
 
 @dataclass(frozen=True)
 class ScenePair:
-    """Two renderings of one object. points_a, points_b: (n, 2) float32, (x, y) in pixels, the same points of the
-    object in each; pixel (row i, column j) has its centre at (j, i)."""
+    """Two renderings of one object. points_a, points_b: (n, 2) float32, (x, y) in pixels, the same points of
+    the object in each; pixel (row i, column j) has its centre at (j, i)."""
 
     image_a: Array
     image_b: Array
@@ -128,12 +131,13 @@ def _article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def render(seed: int, index: int, *, objects: Split = "trained", size: int = 64, count: int | None = None) -> Scene:
+def render(
+    seed: int, index: int, *, objects: Split = "trained", size: int = 64, count: int | None = None
+) -> Scene:
     """The scene number `index` of the series `seed`.
 
-    objects: which side of the split to draw from. count: number of objects, 1 to 3; None draws it (1: half of the
-    scenes, 2: 30 %, 3: 20 %). size: side in pixels, the same scene at every size.
-    """
+    objects: which side of the split to draw from. count: number of objects, 1 to 3; None draws it (1: half of
+    the scenes, 2: 30 %, 3: 20 %). size: side in pixels, the same scene at every size."""
     rng = np.random.default_rng([seed, index])
     drawn = int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2]))
     placements = _place(rng, sprites(objects), count or drawn)
@@ -155,17 +159,24 @@ def render_of(sprite: SpriteInfo, seed: int, index: int, *, size: int = 64) -> S
     image, coverage = _draw(placements, background, size)
     label = CLASSES.index(sprite.group)
     mask = (_owner(coverage) * (label + 1)).astype(np.uint8)
-    return Scene(image, write_caption(placements, background, rng), label, mask, placements, background, seed, index)
+    return Scene(
+        image, write_caption(placements, background, rng), label, mask, placements, background, seed, index
+    )
 
 
 def render_pair(
-    seed: int, index: int, *, objects: Split = "held-out", size: int = 64, max_angle: float = 30.0, flip: bool = False
+    seed: int,
+    index: int,
+    *,
+    objects: Split = "held-out",
+    size: int = 64,
+    max_angle: float = 30.0,
+    flip: bool = False,
 ) -> ScenePair:
     """Two renderings of one object under different scale, rotation, position and background.
 
-    max_angle: degrees; flip: also mirror the object in half of the second renderings. Every visible pixel centre of
-    rendering a whose point is visible in rendering b gives one correspondence.
-    """
+    max_angle: degrees; flip: also mirror the object in half of the second renderings. Every visible pixel
+    centre of rendering a whose point is visible in rendering b gives one correspondence."""
     rng = np.random.default_rng([seed, index, 2])
     pool = sprites(objects)
     sprite = pool[int(rng.integers(len(pool)))]
@@ -184,9 +195,7 @@ def render_pair(
     mask_a, mask_b = ((_owner(c) * (label + 1)).astype(np.uint8) for c in (cover_a, cover_b))
     points_a, points_b = _correspond(place_a, place_b, mask_a > 0, mask_b > 0)
     caption = f"a photo of {sprite.phrase}"
-    return ScenePair(
-        image_a, image_b, points_a, points_b, mask_a, mask_b, place_a, place_b, caption, label
-    )  # fmt: skip
+    return ScenePair(image_a, image_b, points_a, points_b, mask_a, mask_b, place_a, place_b, caption, label)
 
 
 def sprite_to_scene(placement: Placement, size: int) -> Array:
@@ -203,22 +212,33 @@ def sprite_to_scene(placement: Placement, size: int) -> Array:
     return np.column_stack([linear, centre])
 
 
-def write_caption(placements: tuple[Placement, ...], background: Background, rng: np.random.Generator) -> str:
-    """A caption that names every object, sometimes with its class and sometimes with the background."""
-    order = sorted(placements, key=lambda p: -p.scale)
+def write_caption(
+    placements: tuple[Placement, ...],
+    background: Background,
+    rng: np.random.Generator,
+    *,
+    class_only: float = 0.0,
+) -> str:
+    """A caption that names every object, sometimes with its class and sometimes with the background.
+
+    A held-out object always comes with its class, because its own name was never trained. class_only:
+    probability of a caption of classes alone ("a photo of a bird"); training uses some, so that
+    `class_prompts` mean something."""
+    only = rng.random() < class_only
     phrases = []
-    for placement in order:
-        phrase = placement.sprite.phrase
-        if rng.random() < 0.25:
-            phrase = f"{_article(placement.sprite.group)}, {phrase}"
-        phrases.append(phrase)
+    for number, placement in enumerate(sorted(placements, key=lambda p: -p.scale)):
+        sprite = placement.sprite
+        with_class = sprite.held_out or (number == 0 and rng.random() < 0.3)
+        group = _article(sprite.group)
+        phrases.append(group if only else f"{group}, {sprite.phrase}" if with_class else sprite.phrase)
     named = phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
     caption = f"a photo of {named}" if rng.random() < 0.7 else named
     return f"{caption} on {background.phrase}" if rng.random() < 0.4 else caption
 
 
 def _place(rng: np.random.Generator, pool: tuple[SpriteInfo, ...], count: int) -> tuple[Placement, ...]:
-    """`count` different objects whose circles overlap by at most a fifth, largest first (so drawn at the back)."""
+    """`count` different objects whose circles overlap by at most a fifth, largest first (so drawn at the
+    back)."""
     low, high = {1: (0.6, 0.95), 2: (0.42, 0.6), 3: (0.36, 0.48)}[count]
     chosen = rng.choice(len(pool), size=count, replace=False)
     scales = sorted(rng.uniform(low, high, count).tolist(), reverse=True)

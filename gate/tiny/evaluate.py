@@ -1,0 +1,187 @@
+"""Measure the shipped pipeline on scenes that training never saw; writes evaluation.json and the figures.
+
+Scenes of trained objects come from another seed than training's; scenes of held-out objects show objects that
+no training saw. Every figure has n and a 95 % interval: Wilson for shares, the normal approximation for
+means."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gate.tiny.pipeline import load_pipeline, weights_size
+from gate.tiny.scenes import CLASSES, Scene, Split, class_prompts, render
+from gate.tiny.tokens import tokenise
+from gate.tiny.train_vae import psnr
+
+SEED = 2024  # training uses series 1
+NOISES = 4
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number: estimate with its 95 % interval, n, unit, and the value asked for (None: for
+    information)."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    unit: str
+    required: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the estimate reaches what is required."""
+        return self.required is None or self.value >= self.required
+
+
+def share(hits: int, n: int, unit: str, required: float | None = None) -> Figure:
+    """A share in [0, 1] with Wilson's 95 % interval."""
+    z, p = 1.96, hits / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n)
+    return Figure(p, centre - half, centre + half, n, unit, required)
+
+
+def mean_of(values: npt.NDArray[Any], unit: str, required: float | None = None) -> Figure:
+    """A mean with its normal 95 % interval."""
+    half = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5
+    mean = float(values.mean())
+    return Figure(mean, mean - half, mean + half, len(values), unit, required)
+
+
+def scenes(objects: Split, n: int, *, count: int | None = None, offset: int = 0) -> list[Scene]:
+    """n evaluation scenes."""
+    return [render(SEED, offset + index, objects=objects, count=count) for index in range(n)]
+
+
+def as_images(batch: list[Scene]) -> torch.Tensor:
+    """(n, 3, 64, 64) float32 in [-1, 1]."""
+    return torch.from_numpy(np.stack([s.image for s in batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def encode_text(pipeline: Any, texts: list[str]) -> torch.Tensor:
+    """Prompt embeddings (n, TOKENS, WIDTH)."""
+    embeddings: torch.Tensor = pipeline.text_encoder(tokenise(pipeline.tokenizer, texts)).last_hidden_state
+    return embeddings
+
+
+def encode_images(pipeline: Any, batch: list[Scene]) -> torch.Tensor:
+    """Scaled posterior means (n, 4, 16, 16)."""
+    parts = [
+        pipeline.vae.encode(as_images(batch[i : i + 32])).latent_dist.mean for i in range(0, len(batch), 32)
+    ]
+    return torch.cat(parts) * float(pipeline.vae.config.scaling_factor)
+
+
+def eps_errors(
+    pipeline: Any, x0: torch.Tensor, contexts: torch.Tensor, t: int, noises: int = NOISES
+) -> torch.Tensor:
+    """Mean squared eps error of each image under each of its contexts, over the same noises.
+
+    x0: (n, 4, 16, 16); contexts: (n, k, TOKENS, WIDTH). Returns (n, k).
+    """
+    abar = pipeline.scheduler.alphas_cumprod[t]
+    k = contexts.shape[1]
+    rows = []
+    for number, (image, context) in enumerate(zip(x0, contexts, strict=True)):
+        generator = torch.Generator().manual_seed(SEED * 100_003 + number)
+        eps = torch.randn((noises, *image.shape), generator=generator)
+        x_t = abar.sqrt() * image + (1 - abar).sqrt() * eps
+        repeated = context.repeat_interleave(noises, dim=0)
+        eps_hat = pipeline.unet(x_t.repeat(k, 1, 1, 1), t, repeated).sample
+        errors = (eps_hat - eps.repeat(k, 1, 1, 1)).square().flatten(1).mean(1)
+        rows.append(errors.view(k, noises).mean(1))
+    return torch.stack(rows)
+
+
+def vae_quality(pipeline: Any, n: int = 256) -> Figure:
+    """PSNR in dB of posterior-mean reconstructions of held-out scenes."""
+    batch = scenes("held-out", n)
+    values = []
+    for start in range(0, n, 32):
+        images = as_images(batch[start : start + 32])
+        out = pipeline.vae.decode(pipeline.vae.encode(images).latent_dist.mean).sample.clamp(-1, 1)
+        values.append(psnr(out, images))
+    return mean_of(torch.cat(values).numpy(), "dB", 25.0)
+
+
+def caption_matters(pipeline: Any, n: int = 200, t: int = 500) -> Figure:
+    """Share of one-object scenes whose own caption gives a lower eps error than another scene's caption."""
+    batch = scenes("trained", n, count=1, offset=10_000)
+    others = [
+        next(s for s in batch[i + 1 :] + batch[:i] if s.objects[0].sprite != batch[i].objects[0].sprite)
+        for i in range(n)
+    ]
+    own, other = ([s.caption for s in part] for part in (batch, others))
+    contexts = torch.stack([encode_text(pipeline, own), encode_text(pipeline, other)], dim=1)
+    errors = eps_errors(pipeline, encode_images(pipeline, batch), contexts, t)
+    return share(int((errors[:, 0] < errors[:, 1]).sum()), n, "share of scenes", 0.9)
+
+
+def zero_shot(
+    pipeline: Any, objects: Split = "trained", n: int = 140, timesteps: tuple[int, ...] = (500,)
+) -> Figure:
+    """Accuracy of the class prompt with the least eps error, one-object scenes; chance is 1 / 14."""
+    batch = scenes(objects, n, count=1, offset=20_000)
+    contexts = encode_text(pipeline, list(class_prompts())).expand(n, -1, -1, -1)
+    x0 = encode_images(pipeline, batch)
+    errors = sum(eps_errors(pipeline, x0, contexts, t) for t in timesteps)
+    assert isinstance(errors, torch.Tensor)
+    guessed = errors.argmin(1).numpy()
+    hits = int((guessed == np.array([s.label for s in batch])).sum())
+    return share(hits, n, "accuracy", 4 / len(CLASSES) if objects == "trained" else None)
+
+
+def speed(pipeline: Any, calls: int = 10) -> Figure:
+    """ms per image of one UNet forward, batch 16, float32, on torch's present threads."""
+    x_t, context = torch.randn(16, 4, 16, 16), encode_text(pipeline, [""] * 16)
+    times = []
+    for call in range(calls + 3):
+        started = time.perf_counter()
+        pipeline.unet(x_t, 50, context)
+        if call >= 3:
+            times.append((time.perf_counter() - started) / 16 * 1000)
+    return mean_of(np.array(times), "ms per image")
+
+
+@torch.inference_mode()
+def evaluate(weights: Path, to: Path) -> dict[str, Figure]:
+    """All figures and pictures; writes `to`/evaluation.json and `to`/figures."""
+    from gate.tiny.features import linear_probes
+    from gate.tiny.figures import sample_sheet
+
+    pipeline = load_pipeline(weights)
+    started = time.time()
+    figures = {
+        "vae_psnr_held_out": vae_quality(pipeline),
+        "own_caption_beats_other_t500": caption_matters(pipeline),
+        "zero_shot_trained": zero_shot(pipeline),
+        "zero_shot_held_out": zero_shot(pipeline, "held-out"),
+        **linear_probes(pipeline),
+        "unet_forward": speed(pipeline),
+    }
+    report = {
+        "schema_version": 1,
+        "seed": SEED,
+        "device": f"CPU, {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}",
+        "weights_bytes": weights_size(weights),
+        "chance": 1 / len(CLASSES),
+        "seconds": round(time.time() - started, 1),
+        "figures": {name: asdict(f) | {"holds": f.holds} for name, f in figures.items()},
+    }
+    (to / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    sample_sheet(weights, to / "figures" / "samples.png")
+    for name, f in figures.items():
+        asked = "" if f.required is None else f"  (>= {f.required:.3g}: {'holds' if f.holds else 'MISSED'})"
+        print(f"{name}  {f.value:.3f} [{f.low:.3f}, {f.high:.3f}] {f.unit}, n = {f.n}{asked}")
+    return figures

@@ -1,0 +1,78 @@
+"""The shapes of the tiny pipeline: Stable Diffusion 1.5's parts and topology, small enough for two CPU
+cores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SIZE = 64  # px
+LATENT = 16  # 64 px / f = 4
+TOKENS = 32  # longest prompt with its two marks, as many as the longest caption has
+WIDTH = 128  # of the text encoder and of cross-attention
+
+
+def new_vae() -> Any:
+    """AutoencoderKL, f = 4, 4 latent channels. No attention: it is convolutional, so it can train on
+    crops."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=SIZE,
+        mid_block_add_attention=False,
+    )
+
+
+def new_unet() -> Any:
+    """UNet2DConditionModel with every block, resnet and transformer of Stable Diffusion 1.5, 16x16 to 2x2."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=LATENT,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 48, 80, 128),
+        layers_per_block=2,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=(1, 1, 2, 2),  # diffusers' name for the number of heads
+        norm_num_groups=8,
+    )
+
+
+def new_text_encoder(tokenizer: Any) -> Any:
+    """CLIPTextModel, two layers of width 128, trained together with the denoiser."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=TOKENS,
+        projection_dim=WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def new_scheduler() -> Any:
+    """DDPM with Stable Diffusion 1.5's schedule."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="epsilon",
+        steps_offset=1,
+        clip_sample=False,
+    )
