@@ -60,7 +60,7 @@ def make_folds(samples: SampleSet, n_folds: int = 4, *, seed: int = 0) -> Folds:
     n = len(samples)
     if n < MIN_SAMPLES:
         raise ConfigurationError(
-            f"Probes need at least {MIN_SAMPLES} samples and {n} were given; add images, or leave the probes out."
+            f"Probes need at least {MIN_SAMPLES} samples and {n} were given; add images or leave probes out."
         )
     if samples.has_labels and n < len(samples.classes):
         raise ConfigurationError(
@@ -153,7 +153,7 @@ def require_truth(samples: SampleSet, features: Array, folds: Folds, needs: Need
     highest = max(int(s.label if needs == "labels" else s.mask.max()) for s in samples)  # type: ignore[arg-type, union-attr]
     if highest >= len(names):
         raise ConfigurationError(
-            f"The {needs} of {samples.name!r} hold class {highest}, but only {len(names)} are named; name them all."
+            f"The {needs} of {samples.name!r} hold class {highest}, but {len(names)} are named; name them all."
         )
     return len(names)
 

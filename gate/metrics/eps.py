@@ -31,8 +31,8 @@ class Eps(Metric):
     kind = "prediction"
     scale_invariant = False
     weakness = (
-        "Sees the denoiser's output, not the layers that are used as features; differences are a percent or less, "
-        "so only a paired comparison shows them."
+        "Sees the denoiser's output, not the layers that are used as features; differences are a percent or "
+        "less, so only a paired comparison shows them."
     )
 
     def error(self, *, eps: Tensor, eps_hat: Tensor, x0: Tensor, x0_hat: Tensor) -> Tensor:

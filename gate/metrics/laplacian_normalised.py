@@ -45,8 +45,8 @@ class LaplacianNormalised(Metric):
     kind = "feature"
     scale_invariant = False
     weakness = (
-        "Weighs channels equally but still follows the scale of the feature against its reference, so shrinking "
-        "a noisy feature looks like suppression; blind to flipped signs."
+        "Weighs channels equally but still follows the scale of the feature against its reference, so "
+        "shrinking a noisy feature looks like suppression; blind to flipped signs."
     )
 
     def shift(self, features: Tensor, reference: Tensor) -> Tensor:
