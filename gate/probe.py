@@ -153,7 +153,7 @@ def require_truth(samples: SampleSet, features: Array, folds: Folds, needs: Need
     highest = max(int(s.label if needs == "labels" else s.mask.max()) for s in samples)  # type: ignore[arg-type, union-attr]
     if highest >= len(names):
         raise ConfigurationError(
-            f"The {needs} of {samples.name!r} hold class {highest}, but {len(names)} are named; name them all."
+            f"The {needs} of {samples.name!r} hold class {highest}, but {len(names)} have names; add them."
         )
     return len(names)
 
