@@ -155,7 +155,7 @@ def find_masks(listing: Listing, folder: Path) -> dict[str, Path]:
 def match_stems(
     images: Mapping[str, Path], companions: Mapping[str, Path], *, flat: bool = False
 ) -> dict[str, Path]:
-    """key -> the companion of the same stem (flat: of the same bare name). Refuses one that two images could own."""
+    """key -> companion of the same stem (flat: of the same bare name). Refuses one that two images share."""
     stems = {key: PurePosixPath(key).stem if flat else stem(key) for key in images}
     owners = Counter(stems.values())
     found = {}
@@ -228,7 +228,8 @@ def _rows(path: Path, column: str) -> list[tuple[int, str, str]]:
             missing = [name for name in ("file", column) if name not in header]
             if missing:
                 raise ConfigurationError(
-                    f"{path.name} lacks the column {' and '.join(missing)}: its first line must name file,{column}, "
+                    f"{path.name} lacks the column {' and '.join(missing)}: "
+                    f"its first line must name file,{column}, "
                     f"and is {','.join(header) or 'empty'!r}."
                 )
             reader.fieldnames = header

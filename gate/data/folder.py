@@ -45,18 +45,18 @@ def load_images(
 ) -> SampleSet:
     """The images below `folder`, shorter side resized to `size`, centre-cropped to size x size.
 
-    limit: how many to keep, drawn by `seed` from the files' names, evenly over the labels; a smaller limit keeps
-    the first of a larger one. labels, captions: a csv with the columns file,label or file,caption; else
+    limit: how many to keep, drawn by `seed` from the files' names, evenly over the labels; a smaller limit
+    keeps the first of a larger one. labels, captions: a csv with the columns file,label or file,caption; else
     labels.csv and captions.csv in the folder, subfolders as labels, NAME.txt as caption. masks: a folder of
-    NAME.png with a class number per pixel (255: unlabelled) and, if wanted, classes.txt with their names; else
-    the sibling FOLDER_masks.
+    NAME.png with a class number per pixel (255: unlabelled) and, if wanted, classes.txt with the names;
+    else the sibling FOLDER_masks.
 
-    An image without a label is left out where labels are given, and one without a mask where masks are given; a
-    caption may be missing. Left out as well: unreadable files, those over 100 megapixels, second copies of a
-    picture. `skipped` names each with its reason.
+    An image without a label is left out where labels are given, one without a mask where masks are given;
+    a caption may be missing. Left out as well: unreadable files, those over 100 megapixels, second copies of
+    a picture. `skipped` names each with its reason.
 
-    Raises UsageError (no such folder, no images, impossible limit) and ConfigurationError (a wrong table, more
-    than a fifth of the files unreadable, fewer than `minimum` samples).
+    Raises UsageError (no such folder, no images, impossible limit) and ConfigurationError (a wrong table,
+    more than a fifth of the files unreadable, fewer than `minimum` samples).
     """
     check_size(size)
     if limit is not None and limit < minimum:
@@ -174,8 +174,9 @@ def _choose(reader: _Reader, limit: int | None, seed: int) -> list[Sample]:
             pass
     if len(reader.unreadable) > MAX_UNREADABLE * reader.attempts:
         raise ConfigurationError(
-            f"{len(reader.unreadable)} of {reader.attempts} images in {str(reader.listing.folder)!r} cannot be "
-            f"used, more than {MAX_UNREADABLE:.0%}; the first: {_first(reader.unreadable)}. Repair or remove them."
+            f"{len(reader.unreadable)} of {reader.attempts} images in {str(reader.listing.folder)!r} cannot "
+            f"be used, more than {MAX_UNREADABLE:.0%}; the first: {_first(reader.unreadable)}. "
+            "Repair or remove them."
         )
     return samples
 
@@ -188,7 +189,7 @@ def _mask_classes(samples: list[Sample], masks_at: Path | None) -> tuple[str, ..
     top = int(values.max(initial=0))
     if values.tolist() == [-1, 0]:
         raise ConfigurationError(
-            f"The masks in {str(masks_at)!r} hold 0 and 255 only, and 255 means unlabelled; write objects as 1."
+            f"The masks in {str(masks_at)!r} hold 0 and 255 only, and 255 is unlabelled; write objects as 1."
         )
     listed = masks_at / "classes.txt"
     if not listed.is_file():
@@ -200,7 +201,8 @@ def _mask_classes(samples: list[Sample], masks_at: Path | None) -> tuple[str, ..
     names = tuple(line.strip() for line in lines if line.strip())
     if len(names) <= top:
         raise ConfigurationError(
-            f"{str(listed)!r} names {len(names)} classes and a mask holds class {top}; give a line per class, 0 first."
+            f"{str(listed)!r} names {len(names)} classes and a mask holds class {top}; "
+            "give a line per class, 0 first."
         )
     return names
 
@@ -215,5 +217,6 @@ def _no_images(listing: Listing) -> UsageError:
     if not listing.others:
         return UsageError(f"The folder {str(listing.folder)!r} is empty; it should hold images ({known}).")
     return UsageError(
-        f"The folder {str(listing.folder)!r} holds {len(listing.others)} files, none of them an image ({known})."
+        f"The folder {str(listing.folder)!r} holds {len(listing.others)} files, "
+        f"none of them an image ({known})."
     )

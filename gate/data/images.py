@@ -13,8 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from gate.errors import ConfigurationError, UsageError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-# Decoders are named, so that a file which only calls itself .png never reaches an exotic one (EPS: Ghostscript).
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF")
+# Decoders are named, so that a file that calls itself .png never reaches an exotic one (EPS: Ghostscript).
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
 MAX_PIXELS = 100_000_000
 UNLABELLED = 255  # in a mask file; -1 in a Sample
 ASPECT_TOLERANCE = 0.02  # a mask may have another resolution than its image, never another shape
@@ -114,7 +114,7 @@ def fit_image(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
     if 0 in image.size:
         raise ConfigurationError(f"An image of {image.width} x {image.height} pixels has no content.")
     rgb = to_rgb(image)
-    # One resampling of the centre square equals resizing all and cropping, and never enlarges a strip of 1 x 10000.
+    # Resampling the centre square equals resizing all and cropping, and never enlarges a strip of 1 x 10000.
     fitted = rgb.resize((size, size), Image.Resampling.LANCZOS, box=centre_square(*rgb.size))
     return np.array(fitted, dtype=np.uint8)
 

@@ -1,4 +1,4 @@
-"""Which samples come first: a draw from (seed, name), balanced over groups, whatever the file system and limit."""
+"""Which samples come first: a draw from (seed, name), balanced over groups, whatever the file system."""
 
 from __future__ import annotations
 

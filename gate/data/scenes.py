@@ -22,8 +22,8 @@ FIRST_INDEX = (
 def load_scenes(*, n: int, size: int, seed: int = 0, objects: Split = "held-out") -> SampleSet:
     """`n` scenes of size x size pixels with caption, label and mask, the labels as even as n allows.
 
-    objects: "held-out" (art that the tiny backbone never saw), "trained" or "all". Fewer scenes are the first of
-    more.
+    objects: "held-out" (art that the tiny backbone never saw), "trained" or "all". Fewer scenes are the first
+    of more.
     """
     check_size(size)
     if n < 1:
