@@ -12,10 +12,8 @@ from gate.probe import Folds, Probe, grid_mask, map_counts, require_truth
 from gate.sample import SampleSet
 
 Array = npt.NDArray[Any]
-ALPHA = 1000.0  # positions of one image resemble each other, so there is less to learn from than rows
-POSITIONS = (
-    24  # per training sample: neighbours on a map say nearly the same, and the fit's cost grows with rows
-)
+ALPHA = 1000.0  # positions of one image resemble each other: they teach less than their number says
+POSITIONS = 32  # per training sample: neighbours on a map say nearly the same, and cost grows with rows
 
 
 class PixelLinear(Probe):
