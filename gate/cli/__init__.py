@@ -1,0 +1,64 @@
+"""The command line: one file per subcommand. Importing it loads neither torch nor diffusers, nor numpy."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gate.cli.check import check
+from gate.cli.describe import describe
+from gate.cli.failures import guarded
+from gate.cli.list import list_
+from gate.cli.plot import plot
+from gate.cli.rank import rank
+from gate.cli.resume import resume
+from gate.cli.screen import screen
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="gate",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from gate import __version__
+
+        typer.echo(f"gate {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _gate(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Which generation techniques pull diffusion features back to the image they came from.
+
+    Start with: gate screen --techniques all
+    """
+
+
+for _name, _command in {
+    "screen": screen,
+    "resume": resume,
+    "rank": rank,
+    "plot": plot,
+    "list": list_,
+    "describe": describe,
+    "check": check,
+}.items():
+    app.command(_name)(guarded(_command))
+
+
+def main() -> None:
+    """Run the command line; exits with the code that the outcome deserves."""
+    app(prog_name="gate")

@@ -1,0 +1,174 @@
+"""`gate describe NAME`: everything known about a technique, a probe or a metric."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gate.cli.output import DebugOption, Format, FormatOption, terminal, to_json
+
+if TYPE_CHECKING:
+    from gate.registry import Kind
+
+
+def describe(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A technique (also a+b), a probe or a metric.")],
+    format: FormatOption = Format.table,
+    debug: DebugOption = False,
+) -> None:
+    """Show the facts, settings, cost, needs and source of a technique, a probe or a metric."""
+    from gate.errors import UsageError
+
+    found = [facts for kind in ("technique", "probe", "metric") if (facts := _facts(kind, name)) is not None]
+    if not found:
+        raise _unknown(name)
+    if format is Format.csv:
+        raise UsageError("A description is no table of rows; choose --format table, md or json.")
+    if format is Format.json:
+        typer.echo(to_json(found[0] if len(found) == 1 else found))
+        return
+    for facts in found:
+        _show(facts, format)
+
+
+def _facts(kind: Kind, name: str) -> dict[str, Any] | None:
+    from gate.registry import plugins
+
+    if kind == "technique":
+        return _technique(name)
+    plugin = plugins(kind).get(name)
+    if plugin is None:
+        return None
+    head = {"kind": kind, "name": name}
+    tail = {"distribution": plugin.distribution, "target": plugin.target}
+    if plugin.cls is None:
+        return {**head, "error": plugin.error, **tail}
+    keys = (
+        "summary",
+        "source",
+        "direction",
+        "range",
+        "unit",
+        "needs",
+        "figure",
+        "scale_invariant",
+        "weakness",
+    )
+    facts = {k: getattr(plugin.cls, k) for k in keys if hasattr(plugin.cls, k)}
+    if kind == "metric":
+        facts["compares"] = plugin.cls.kind
+    return {**head, **facts, "settings": _parameters(plugin.cls), "description": _doc(plugin.cls), **tail}
+
+
+def _technique(name: str) -> dict[str, Any] | None:
+    from gate.registry import create_technique, plugins, technique_names
+    from gate.technique import Composition
+
+    head = name.partition("[")[0].partition("+")[0].strip()
+    broken = plugins("technique").get(head)
+    if broken is not None and broken.cls is None:
+        return {
+            "kind": "technique",
+            "name": head,
+            "error": broken.error,
+            "distribution": broken.distribution,
+            "target": broken.target,
+        }
+    if head not in technique_names():
+        return None
+    made = create_technique(name)
+    facts: dict[str, Any] = {
+        "kind": "technique",
+        "name": made.name,
+        "summary": made.summary,
+        "source": made.source,
+        "needs": sorted(made.needs),
+        "families": sorted(made.families),
+        "cost": {"calls": made.cost.total, "per_image": made.cost.per_image, "per_pass": made.cost.per_pass},
+        "control": made.control,
+        "leak": made.leak,
+        "replaces_latent": made.replaces_latent,
+        "settings": made.settings,
+    }
+    if isinstance(made, Composition):
+        return {**facts, "parts": [p.name for p in made.parts]}
+    cls = technique_names()[head].cls
+    plugin = plugins("technique")[cls.name]
+    return {
+        **facts,
+        "neutral": cls.neutral,
+        "variants": cls.variants,
+        "compositions": cls.compositions,
+        "description": _doc(cls),
+        "distribution": plugin.distribution,
+        "target": plugin.target,
+    }
+
+
+def _unknown(name: str) -> Exception:
+    from gate.errors import unknown_name
+    from gate.registry import create_technique, list_techniques, plugins
+
+    if "+" in name or "[" in name:
+        create_technique(name)  # names the part that is wrong
+    known = [*list_techniques(), *plugins("probe"), *plugins("metric")]
+    return unknown_name("name", name, known, listing="gate list techniques|probes|metrics")
+
+
+def _parameters(cls: type[Any]) -> dict[str, Any]:
+    """Settings of a probe or metric with their defaults, off its constructor."""
+    if cls.__init__ is object.__init__:
+        return {}
+    parameters = list(inspect.signature(cls).parameters.values())
+    return {p.name: None if p.default is p.empty else p.default for p in parameters}
+
+
+def _doc(cls: type[Any]) -> str:
+    return inspect.cleandoc(cls.__doc__ or "")
+
+
+def _show(facts: dict[str, Any], format: Format) -> None:
+    rows = [(k.replace("_", " "), text) for k, v in facts.items() if (text := _text(k, v))]
+    if format is Format.md:
+        from gate.table import markdown
+
+        typer.echo(markdown(("fact", facts["name"]), [(k, t.replace("\n", " ")) for k, t in rows]))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, text in rows:
+        table.add_row(Text(key, style="bold"), Text(text))
+    terminal().print(table)
+
+
+def _text(key: str, value: Any) -> str:
+    if key == "cost":
+        return (
+            f"{value['calls']:g} denoiser calls for one pass over an image: {value['per_image']:g} once per image, "
+            f"{value['per_pass']:g} per timestep and noise seed"
+        )
+    if key in ("control", "replaces_latent", "scale_invariant"):
+        return "yes" if value else "no"
+    if key == "range" and value:
+        return f"{value[0]:g} to {value[1]:g}"
+    if key == "neutral":
+        return "none: it cannot be switched off by its settings" if value is None else _text("", value)
+    if isinstance(value, dict) or hasattr(value, "items"):
+        return "\n".join(f"{k} = {_setting(v)}" for k, v in value.items()) or (
+            "none" if key == "settings" else ""
+        )
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or ("nothing" if key == "needs" else "")
+    return str(value)
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, dict) or hasattr(value, "items"):
+        return ", ".join(f"{k}={v!r}" for k, v in value.items())
+    return repr(value)

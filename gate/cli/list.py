@@ -1,0 +1,199 @@
+"""`gate list techniques|probes|metrics|layers|backbones|data`: what there is to choose from."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from gate.cli.output import DebugOption, Format, FormatOption, echo_rows
+
+if TYPE_CHECKING:
+    from gate.registry import Plugin
+
+    Rows = list[dict[str, Any]]
+    Columns = Mapping[str, Callable[[Mapping[str, Any]], str]]
+
+
+class Listing(str, Enum):
+    """What can be listed."""
+
+    techniques = "techniques"
+    probes = "probes"
+    metrics = "metrics"
+    layers = "layers"
+    backbones = "backbones"
+    data = "data"
+
+
+def list_(
+    what: Annotated[Listing, typer.Argument(help="What to list.", show_default=False)],
+    pattern: Annotated[str, typer.Argument(help="A wildcard that names must match.")] = "*",
+    backbone: Annotated[str, typer.Option(help="Whose layers.")] = "tiny",
+    format: FormatOption = Format.table,
+    debug: DebugOption = False,
+) -> None:
+    """List names with a line on each. A plug-in that does not load is listed with its error."""
+    rows, columns = _SOURCES[what](backbone)
+    shown = [r for r in rows if fnmatch.fnmatchcase(r["name"], pattern)]
+    if not shown and rows:
+        from gate.errors import unknown_name
+
+        kind = what.value if what is Listing.data else what.value[:-1]
+        raise unknown_name(kind, pattern, [r["name"] for r in rows], listing=f"gate list {what.value}")
+    echo_rows(shown, columns, format)
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return str(row["name"])
+
+
+def _summary(row: Mapping[str, Any]) -> str:
+    if row.get("error"):
+        return f"BROKEN ({row['distribution']}): {row['error']}"
+    marks = [m for m, on in (("control", row.get("control")), ("leak", row.get("leak"))) if on]
+    return row["summary"] + (f" [{', '.join(marks)}]" if marks else "")
+
+
+def _techniques(backbone: str) -> tuple[Rows, Columns]:
+    from gate.registry import create_technique, everything, list_techniques, plugins, technique_names
+
+    in_all, rows = set(everything()), []
+    for name in list_techniques("*"):
+        head = name.partition("+")[0].partition("[")[0]
+        plugin = plugins("technique")[technique_names()[head].cls.name]
+        try:
+            made = create_technique(name)
+            cost = made.cost
+        except (
+            Exception
+        ) as error:  # a stranger's constructor or cost may raise anything: show it, list the others
+            rows.append(_broken(plugin, name, f"{type(error).__name__}: {error}"))
+            continue
+        row = {"name": name, "summary": made.summary, "source": made.source, "needs": sorted(made.needs)}
+        row |= {"families": sorted(made.families), "control": made.control, "leak": made.leak}
+        row |= {"cost": {"calls": cost.total, "per_image": cost.per_image, "per_pass": cost.per_pass}}
+        row |= {"in_all": name in in_all, "settings": made.settings, "distribution": plugin.distribution}
+        rows.append(row)
+    rows += [_broken(p, p.name, p.error) for p in plugins("technique").values() if p.cls is None]
+    return rows, {
+        "name": _name,
+        "calls": lambda r: f"{r['cost']['calls']:g}" if "cost" in r else "",
+        "needs": lambda r: ", ".join(r.get("needs", ())),
+        "summary": _summary,
+    }
+
+
+def _broken(plugin: Plugin, name: str, error: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "summary": f"broken: {error}",
+        "error": error,
+        "distribution": plugin.distribution,
+        "target": plugin.target,
+    }
+
+
+def _plugins(kind: Literal["probe", "metric"], facts: tuple[str, ...]) -> Rows:
+    from gate.registry import plugins
+
+    rows = []
+    for name, plugin in plugins(kind).items():
+        if plugin.cls is None:
+            rows.append(_broken(plugin, name, plugin.error))
+            continue
+        row = {"name": name, "summary": plugin.cls.summary, "source": plugin.cls.source}
+        row |= {fact: getattr(plugin.cls, fact) for fact in facts}
+        rows.append({**row, "distribution": plugin.distribution})
+    return rows
+
+
+def _probes(backbone: str) -> tuple[Rows, Columns]:
+    rows = _plugins("probe", ("needs", "figure", "direction", "range"))
+    return rows, {
+        "name": _name,
+        "needs": lambda r: r.get("needs", ""),
+        "figure": lambda r: r.get("figure", ""),
+        "better": lambda r: r.get("direction", ""),
+        "summary": _summary,
+    }
+
+
+def _metrics(backbone: str) -> tuple[Rows, Columns]:
+    rows = _plugins("metric", ("kind", "unit", "direction", "scale_invariant", "weakness"))
+    return rows, {
+        "name": _name,
+        "compares": lambda r: r.get("kind", ""),
+        "better": lambda r: r.get("direction", ""),
+        "summary": _summary,
+    }
+
+
+def _layers(backbone: str) -> tuple[Rows, Columns]:
+    from gate.backbone import config_layers
+
+    rows = [
+        {
+            "name": layer.id,
+            "summary": f"{layer.channels} channels at 1/{layer.stride} of the latent's side",
+            "channels": layer.channels,
+            "stride": layer.stride,
+            "block": layer.block,
+            "path": layer.path,
+        }
+        for layer in config_layers(backbone)
+    ]
+    return rows, {
+        "name": _name,
+        "channels": lambda r: str(r["channels"]),
+        "stride": lambda r: str(r["stride"]),
+        "module": lambda r: r["path"],
+    }
+
+
+def _backbones(backbone: str) -> tuple[Rows, Columns]:
+    rows: Rows = [{"name": "tiny", "summary": "Embedded: a small latent diffusion model of emoji scenes."}]
+    rows += [
+        {"name": name, "summary": f"On this machine, in the hub's cache: {kind}."} for name, kind in _cached()
+    ]
+    fetched = "Any other diffusers pipeline with a UNet: its hub id (fetched on first use) or its folder."
+    rows.append({"name": "HUB_ID|FOLDER", "summary": fetched})
+    return rows, {"name": _name, "summary": _summary}
+
+
+def _cached() -> list[tuple[str, str]]:
+    """(hub id, pipeline class) of every pipeline in the hub's cache that holds a UNet."""
+    import json
+
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    found = {}
+    for index in sorted(Path(HF_HUB_CACHE).glob("models--*/snapshots/*/model_index.json")):
+        try:
+            read = json.loads(index.read_text(encoding="utf-8"))
+            if "unet" in read:
+                found[index.parts[-4].removeprefix("models--").replace("--", "/")] = str(read["_class_name"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # a half-fetched or foreign folder is no backbone
+    return sorted(found.items())
+
+
+def _data(backbone: str) -> tuple[Rows, Columns]:
+    from gate.data import DATA
+
+    rows: Rows = [{"name": d.name, "summary": d.summary} for d in DATA.values()]
+    return rows, {"name": _name, "summary": _summary}
+
+
+_SOURCES: dict[Listing, Callable[[str], tuple[Rows, Columns]]] = {
+    Listing.techniques: _techniques,
+    Listing.probes: _probes,
+    Listing.metrics: _metrics,
+    Listing.layers: _layers,
+    Listing.backbones: _backbones,
+    Listing.data: _data,
+}

@@ -1,0 +1,35 @@
+"""`gate plot RUN`: draw the figures of a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from gate.cli.output import DebugOption
+
+
+def plot(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    output: Annotated[
+        Optional[Path], typer.Option(help="Where the figures go; by default into figures/ of the run.")
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Draw every figure of a run as PNG and SVG, and print their paths."""
+    from gate.errors import ConfigurationError
+    from gate.run import open_run
+
+    opened = open_run(run)
+    from gate.plots import draw_all
+
+    folder = output or opened.path / "figures"
+    try:
+        files = draw_all(opened, folder)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{folder} cannot be written ({error.strerror}); choose another --output."
+        ) from error
+    for file in files:
+        typer.echo(str(file))

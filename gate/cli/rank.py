@@ -1,0 +1,40 @@
+"""`gate rank RUN`: the ranking of a finished run, again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gate.cli.output import DebugOption, Format, FormatOption, terminal, to_json
+
+
+def rank(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    format: FormatOption = Format.table,
+    debug: DebugOption = False,
+) -> None:
+    """Print the ranking of a finished run."""
+    from gate.run import open_run
+
+    opened = open_run(run)
+    print_results(opened.results, opened.path, format)
+
+
+def print_results(results: Mapping[str, Any], path: Path, format: Format) -> None:
+    """The ranking on stdout. CSV holds the ranking alone, so what else there is to say goes to stderr."""
+    from gate import table
+
+    if format is Format.json:
+        typer.echo(to_json({**results, "run": str(path)}))
+    elif format is Format.csv:
+        typer.echo(table.ranking_csv(results))
+        for line in (*table.closing(results), f"Run: {path}"):
+            typer.echo(line, err=True)
+    elif format is Format.md:
+        typer.echo(f"{table.ranking_markdown(results)}\n\nRun: {path}")
+    else:
+        table.print_ranking(results, terminal())
+        typer.echo(f"Run: {path}  (figures: {path / 'figures'})")
