@@ -1,4 +1,4 @@
-"""A stranger's technique: installed as its own distribution, found, checked and screened; a broken one beside it."""
+"""A stranger's technique as its own distribution: found, checked, screened; and a broken one beside it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "third-party-technique"
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "third-party-technique"
+GUIDE = ROOT / "docs" / "technique-guide.md"
 SCREEN = (
     *("screen", "--techniques", "latent-flip,prompt+latent-flip", "--samples", "16", "--seeds", "1"),
     *("--timesteps", "50", "--quiet"),
@@ -48,10 +50,17 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def gate(
     *arguments: str, path: tuple[Path, ...], cwd: Path, expect: int = 0
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m gate ARGUMENTS` in a fresh interpreter that also looks into the folders of `path`."""
+    """`python -m gate ARGUMENTS`, see `python`."""
+    return python("-m", "gate", *arguments, path=path, cwd=cwd, expect=expect)
+
+
+def python(
+    *arguments: str, path: tuple[Path, ...], cwd: Path, expect: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter that also looks into the folders of `path`."""
     python_path = os.pathsep.join(map(str, path))
     done = subprocess.run(
-        (sys.executable, "-m", "gate", *arguments),
+        (sys.executable, *arguments),
         env={**os.environ, "PYTHONPATH": python_path, "HF_HUB_OFFLINE": "1"},
         cwd=cwd,
         capture_output=True,
@@ -74,8 +83,16 @@ def test_an_installed_technique_is_listed_beside_ours(installed: Path, tmp_path:
     assert "prompt" in rows
 
 
-def test_it_keeps_the_contract(installed: Path, tmp_path: Path) -> None:
-    gate("check", "latent-flip", path=(installed,), cwd=tmp_path)
+def test_it_keeps_the_contract_and_so_does_the_guide_s(installed: Path, tmp_path: Path) -> None:
+    text = GUIDE.read_text(encoding="utf-8")
+    (tmp_path / "told_timestep.py").write_text(text.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    code = (
+        "from gate.registry import load_class; from gate.testing import check_technique\n"
+        "told = load_class('told_timestep.py::ToldTimestep')\n"
+        "for technique in ('latent-flip', told):\n"
+        "    check_technique(technique).raise_for_failures()\n"
+    )
+    python("-c", code, path=(installed,), cwd=tmp_path)
 
 
 def test_it_is_screened_with_a_broken_neighbour(installed: Path, broken: Path, tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""Features averaged over the latent and its mirror image. Imports no torch, so that `gate list` stays instant."""
+"""Features averaged over the latent and its mirror image. No torch at the top: `gate list` imports this file."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from gate import Cost, Technique
 from gate.errors import UnsuitableError
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 class LatentFlip(Technique):
     """F = (1 - w) F(x_t) + w flip(F(flip(x_t))), flip = left to right, in the latent.
 
-    What the denoiser imagines is tied to the noise and to learned left-right habits; what both readings agree on is
-    tied to the image. weight: share w of the mirrored reading, in [0, 1]; 0 is vanilla.
+    What the denoiser imagines is tied to the noise and to learned left-right habits; what both readings
+    agree on is tied to the image. weight: share w of the mirrored reading, in [0, 1]; 0 is vanilla.
     """
 
     name = "latent-flip"
     summary = "Average features over the latent and its mirror image."
     source = "test-time augmentation by mirroring; this example"
-    neutral = {"weight": 0.0}
+    neutral: ClassVar = {"weight": 0.0}
 
     weight: float = 0.5
 
@@ -60,7 +60,7 @@ class LatentFlip(Technique):
 
 
 def flipped_request(request: Request) -> Request:
-    """The mirrored call: latent, noise and the batch behind them, so that `at` of an inner technique stays mirrored."""
+    """The mirrored call: latent, noise and the batch behind them, so that `at` of inner techniques agrees."""
     batch = dataclasses.replace(
         request.batch,
         x0=request.batch.x0.flip(-1),
