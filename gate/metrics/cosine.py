@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gate.metric import Metric, as_float, same_shape
+from gate.metric import Metric, as_float, length, same_shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ def cosine_shift(f: Tensor, f_ref: Tensor) -> Tensor:
 
     same_shape(f, f_ref, "Feature and reference")
     f, f_ref = as_float(f, f_ref)
-    norm, norm_ref = f.norm(dim=1, keepdim=True), f_ref.norm(dim=1, keepdim=True)  # (b, 1, h, w)
+    norm, norm_ref = length(f), length(f_ref)  # (b, 1, h, w)
     zero, zero_ref = norm == 0, norm_ref == 0  # NaN is not zero, and so is passed on
     unit = f / torch.where(zero, torch.ones_like(norm), norm)
     unit_ref = f_ref / torch.where(zero_ref, torch.ones_like(norm_ref), norm_ref)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gate.metric import Metric, as_float, same_shape
+from gate.metric import Metric, as_float, length, same_shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,12 +19,16 @@ def laplacian(f: Tensor) -> Tensor:
     edge. A map that is linear in space is 0 in its interior and shows its slope on the border. Same as
     scipy.ndimage.laplace in its default mode.
     """
-    import torch.nn.functional as F
+    import torch
 
-    padded = F.pad(f, (1, 1, 1, 1), mode="replicate")
-    across = padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
-    along = padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1]
-    return across + along - 4 * f
+    lap = torch.zeros_like(f)
+    step = f[..., 1:] - f[..., :-1]  # each step pulls at the positions on both its sides
+    lap[..., :-1] += step
+    lap[..., 1:] -= step
+    step = f[..., 1:, :] - f[..., :-1, :]
+    lap[..., :-1, :] += step
+    lap[..., 1:, :] -= step
+    return lap
 
 
 def laplacian_difference(f: Tensor, f_ref: Tensor) -> Tensor:
@@ -34,9 +38,9 @@ def laplacian_difference(f: Tensor, f_ref: Tensor) -> Tensor:
     """
     same_shape(f, f_ref, "Feature and reference")
     f, f_ref = as_float(f, f_ref)
-    magnitude = laplacian(f).norm(dim=1)  # (b, h, w)
-    magnitude_ref = laplacian(f_ref).norm(dim=1)
-    return (magnitude_ref - magnitude).abs().sum(dim=(1, 2))
+    magnitude = length(laplacian(f))  # (b, 1, h, w)
+    magnitude_ref = length(laplacian(f_ref))
+    return (magnitude_ref - magnitude).abs().sum(dim=(1, 2, 3))
 
 
 def suppression_score(diff: Tensor, diff_anchor: Tensor) -> Tensor:

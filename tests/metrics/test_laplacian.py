@@ -81,7 +81,7 @@ def test_weakness_shrinking_the_anchor_looks_like_suppression(factor, expected):
     same.
 
     Where noise makes |Lap| of the anchor r times the reference's, scaling it by s scores (1 - s) r / (r - 1):
-    with r = 11 that is 0.22, 0.44 and 0.66. """
+    with r = 11 that is 0.22, 0.44 and 0.66."""
     f_ref = noise(4, 32, 16, 16)
     anchor = f_ref + 11 * noise(4, 32, 16, 16, seed=1)
     score = suppression_score(
