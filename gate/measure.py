@@ -35,7 +35,8 @@ class Measured:
 
     shift: {metric or metric@own: (t, s, l, n)}. prediction: {metric: (t, s, n)}. counts: {probe: (t, s, n, k, k)}.
     image: {metric: (m,)}. reconstructions: (m, H, W, 3) uint8. pca: (PCA_SAMPLES, h, w, 3) float in [0, 1].
-    scale: RMS of the features, (l,). calls: denoiser rows per image. ms: milliseconds per image and pass.
+    scale: RMS of the features, (l,). calls: denoiser calls to extract one image once, counted; per_image, per_pass: as
+    declared. ms: milliseconds per image and pass.
     """
 
     shift: dict[str, Array] = field(default_factory=dict)
@@ -46,6 +47,8 @@ class Measured:
     pca: Array | None = None
     scale: Array | None = None
     calls: float = 0.0
+    per_image: float = 0.0
+    per_pass: float = 0.0
     ms: float = 0.0
     fit_seconds: float = 0.0
 
@@ -143,7 +146,8 @@ def measure(bench: Bench, technique: Technique, tick: Tick = lambda done: None, 
                         out.pca = _pca(bench, response)
                     tick(len(batch))
         passes = n * len(config.timesteps) * config.seeds
-        per_image = technique.cost.per_image
+        per_image, out.per_pass = technique.cost.per_image, technique.cost.per_pass
+        out.per_image = per_image
         out.calls = per_image + (backbone.calls - before - per_image * n) / passes
         out.ms = 1000 * spent / passes
         _reconstruct(bench, technique, out)

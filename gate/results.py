@@ -105,8 +105,8 @@ def _row(bench: Bench, e: Entry, technique: Any, measured: Mapping[str, Measured
         "feature_scale": _scale(m, measured[VANILLA]),
         "cost": {
             "calls": m.calls,
-            "per_image": technique.cost.per_image,
-            "per_pass": technique.cost.per_pass,
+            "per_image": m.per_image,
+            "per_pass": m.per_pass,
             "ms_per_image": m.ms,
             "fit_seconds": m.fit_seconds,
         },

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 _TABLES = ("shift", "prediction", "counts", "image")
 _ARRAYS = ("reconstructions", "pca", "scale")
-_NUMBERS = ("calls", "ms", "fit_seconds")
+_NUMBERS = ("calls", "per_image", "per_pass", "ms", "fit_seconds")
 
 
 @dataclass(frozen=True)

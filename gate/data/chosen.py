@@ -21,4 +21,12 @@ def load_for(config: ScreenConfig, *, size: int) -> SampleSet:
             if value is not None:
                 raise UsageError(f"--{name} belongs to a folder of images; give --images DIR too.")
         return load_data(config.data, n=config.samples, size=size, seed=config.seed)
-    return load_images(config.images, size=size, limit=config.samples, seed=config.seed, **companions)
+    return load_images(
+        config.images,
+        size=size,
+        limit=config.samples,
+        seed=config.seed,
+        labels=config.labels,
+        captions=config.captions,
+        masks=config.masks,
+    )
