@@ -1,0 +1,241 @@
+"""What probes read from planted and from empty features, and that comparisons stay paired."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+from sklearn.linear_model import RidgeClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from gate.errors import ConfigurationError, NonFiniteError
+from gate.probe import Folds, Probe, figure, grid_mask, make_folds
+from gate.probes.knn import Knn
+from gate.probes.linear import Linear
+from gate.probes.pixel_linear import PixelLinear, fit_ridge
+from gate.sample import Sample, SampleSet
+
+CLASSES, SIDE = 4, 8
+EVERY: tuple[type[Probe], ...] = (Linear, Knn, PixelLinear)
+
+
+def data(n: int = 32, seed: int = 0, side: int = SIDE, image_side: int = 32) -> SampleSet:
+    """Images of noise with a label, and a mask with a rectangle of class label + 1 on ground 0."""
+    rng = np.random.default_rng(seed)
+    cell = image_side // side
+    samples = []
+    for i in range(n):
+        mask = np.zeros((image_side, image_side), np.uint8)
+        top, left = rng.integers(0, side // 2, 2) * cell
+        mask[top : top + image_side // 2, left : left + image_side // 2] = 1 + i % CLASSES
+        image = rng.integers(0, 256, (image_side, image_side, 3), dtype=np.uint8)
+        samples.append(Sample(image, label=i % CLASSES, mask=mask))
+    names = tuple(f"class {i}" for i in range(CLASSES))
+    return SampleSet(tuple(samples), classes=names, mask_classes=("ground", *names))
+
+
+def features(samples: SampleSet, signal: float, c: int = 24, seed: int = 1, side: int = SIDE) -> np.ndarray:
+    """Noise, and `signal` times a direction of the class that the mask shows there. (n, c, side, side)
+    float32."""
+    rng = np.random.default_rng(seed)
+    k = len(samples.mask_classes)
+    directions = rng.standard_normal((k, c))
+    truth = np.stack([grid_mask(s.mask, (side, side), k) for s in samples if s.mask is not None])
+    planted = np.moveaxis(directions[truth], -1, 1)
+    return (signal * planted + rng.standard_normal(planted.shape)).astype(np.float32)
+
+
+def score(probe: Probe, x: np.ndarray, samples: SampleSet) -> float:
+    return float(figure(probe.evaluate(x, samples, make_folds(samples)).sum(axis=0), probe.figure))
+
+
+@pytest.mark.parametrize("cls", EVERY)
+def test_planted_features_are_read(cls):
+    samples = data()
+    assert score(cls(), features(samples, 3.0), samples) > 0.95
+
+
+@pytest.mark.parametrize("cls", [Linear, Knn])
+def test_empty_features_are_at_chance(cls):
+    samples = data(n=64)
+    scores = [score(cls(), features(samples, 0.0, seed=s), samples) for s in range(8)]
+    assert np.mean(scores) == pytest.approx(1 / CLASSES, abs=0.06)
+
+
+def test_empty_features_give_the_pixel_probe_the_iou_of_guessing():
+    samples = data(n=64)
+    scores = [score(PixelLinear(), features(samples, 0.0, seed=s), samples) for s in range(4)]
+    k = CLASSES + 1
+    share = np.array([0.75, *[0.25 / CLASSES] * CLASSES])
+    guessing = (
+        share / k / (share + 1 / k - share / k)
+    ).mean()  # predictions uniform and independent of the truth
+    assert np.mean(scores) == pytest.approx(guessing, abs=0.03)
+
+
+@pytest.mark.parametrize("cls", EVERY)
+def test_more_signal_reads_better(cls):
+    samples = data(n=48)
+    weak, strong = (score(cls(), features(samples, s), samples) for s in (0.1, 1.0))
+    assert strong > weak + 0.1
+
+
+@pytest.mark.parametrize("cls", EVERY)
+def test_counts_are_per_sample_and_complete(cls):
+    samples = data()
+    counts = cls().evaluate(features(samples, 0.5), samples, make_folds(samples))
+    k = len(samples.classes if cls.needs == "labels" else samples.mask_classes)
+    assert counts.shape == (32, k, k)
+    assert counts.dtype == np.int64
+    if cls.needs == "labels":
+        np.testing.assert_array_equal(counts.sum(axis=2), np.eye(k)[[s.label for s in samples]])
+        return
+    for count, s in zip(counts, samples, strict=True):
+        np.testing.assert_array_equal(
+            count.sum(axis=1), np.bincount(grid_mask(s.mask, (SIDE, SIDE), k).ravel(), minlength=k)
+        )
+
+
+@pytest.mark.parametrize("cls", EVERY)
+def test_another_order_of_samples_only_reorders_the_counts(cls):
+    samples = data()
+    x = features(samples, 1.0)
+    counts = cls().evaluate(x, samples, make_folds(samples))
+    order = np.random.default_rng(2).permutation(32)
+    shuffled = dataclasses.replace(samples, samples=tuple(samples[int(i)] for i in order))
+    np.testing.assert_array_equal(cls().evaluate(x[order], shuffled, make_folds(shuffled)), counts[order])
+
+
+@pytest.mark.parametrize("cls", EVERY)
+def test_twice_is_the_same_and_the_features_are_left_alone(cls):
+    samples = data()
+    x = features(samples, 0.3)
+    before = x.copy()
+    folds = make_folds(samples)
+    np.testing.assert_array_equal(cls().evaluate(x, samples, folds), cls().evaluate(x, samples, folds))
+    np.testing.assert_array_equal(x, before)
+
+
+@pytest.mark.parametrize("cls", EVERY)
+def test_a_held_out_sample_does_not_reach_its_own_model(cls):
+    """Changing one sample's truth changes the answers elsewhere at most, never what is predicted for
+    itself."""
+    samples = data()
+    x, folds = features(samples, 0.3), make_folds(samples)
+    plain = cls().evaluate(x, samples, folds)
+    first = samples[0]
+    liar = dataclasses.replace(first, label=3, mask=np.zeros_like(first.mask))
+    changed = dataclasses.replace(samples, samples=(liar, *samples.samples[1:]))
+    lied = cls().evaluate(x, changed, folds)
+    np.testing.assert_array_equal(lied[0].sum(axis=0), plain[0].sum(axis=0))
+
+
+def test_pixel_linear_without_subsampling_is_the_plain_scikit_learn_pipeline():
+    samples = data(n=16)
+    x, folds, k = features(samples, 0.3), make_folds(samples), CLASSES + 1
+    rows = np.moveaxis(x, 1, -1).astype(np.float64)  # (n, h, w, c)
+    truth = np.stack([grid_mask(s.mask, (SIDE, SIDE), k) for s in samples])
+    expected = np.zeros((16, k, k), dtype=int)
+    for train, test in folds:
+        model = make_pipeline(StandardScaler(), RidgeClassifier(alpha=7.0, class_weight="balanced"))
+        model.fit(rows[train].reshape(-1, x.shape[1]), truth[train].ravel())
+        for i in test:
+            np.add.at(expected[i], (truth[i].ravel(), model.predict(rows[i].reshape(-1, x.shape[1]))), 1)
+    probe = PixelLinear(alpha=7.0, positions=None)
+    np.testing.assert_array_equal(probe.evaluate(x, samples, folds), expected)
+    np.testing.assert_array_equal(
+        PixelLinear(alpha=7.0, positions=SIDE**2).evaluate(x, samples, folds), expected
+    )
+
+
+def test_fit_ridge_solves_the_weighted_normal_equations():
+    rng = np.random.default_rng(0)
+    rows, y = rng.standard_normal((60, 5)) * [1, 2, 3, 4, 5] + 7, np.array([0] * 40 + [2] * 15 + [3] * 5)
+    weights, bias, present = fit_ridge(rows, y, alpha=3.0)
+    z = (rows - rows.mean(0)) / rows.std(0)
+    w = np.array([60 / (3 * (y == v).sum()) for v in y])
+    design = np.column_stack([z, np.ones(60)])
+    penalty = 3.0 * np.diag([1, 1, 1, 1, 1, 0])
+    onehot = (y[:, None] == [0, 2, 3]).astype(float)
+    solution = np.linalg.solve(design.T @ (w[:, None] * design) + penalty, design.T @ (w[:, None] * onehot))
+    np.testing.assert_allclose(rows @ weights.T + bias, design @ solution, atol=1e-8)
+    assert present.tolist() == [0, 2, 3]
+
+
+def test_subsampling_loses_little():
+    samples = data(n=48)
+    x = features(samples, 0.5)
+    few, every = (score(PixelLinear(positions=p), x, samples) for p in (16, None))
+    assert few == pytest.approx(every, abs=0.05)
+
+
+def test_positions_are_drawn_evenly_over_the_classes_a_sample_shows():
+    truth = np.array([0] * 50 + [1] * 10 + [2] * 2 + [-1] * 38)
+    chosen = PixelLinear(positions=14)._choose(truth, "an id")
+    assert len(set(chosen)) == 14
+    assert np.bincount(truth[chosen]).tolist() == [6, 6, 2]
+    assert PixelLinear(positions=14)._choose(truth, "another id").tolist() != chosen.tolist()
+    assert len(PixelLinear(positions=None)._choose(truth, "an id")) == 62
+
+
+def test_unlabelled_positions_are_neither_learned_nor_tested():
+    samples = data(n=16)
+    half = tuple(
+        dataclasses.replace(s, mask=np.where(np.arange(32) < 16, s.mask.astype(int), -1)) for s in samples
+    )
+    counts = PixelLinear().evaluate(
+        features(samples, 3.0), dataclasses.replace(samples, samples=half), make_folds(samples)
+    )
+    assert (counts.sum(axis=(1, 2)) == SIDE * SIDE // 2).all()
+
+
+@pytest.mark.parametrize("cls", EVERY)
+def test_a_fold_that_lacks_classes_counts_them_as_errors(cls):
+    """All samples of one class in a fold of their own: nobody can name it."""
+    samples = data(n=16)
+    labels = np.array([s.label for s in samples])
+    counts = cls().evaluate(features(samples, 3.0), samples, Folds((labels == 0).astype(np.int64)))
+    lost = 0 if cls.needs == "labels" else 1
+    assert counts[labels == 0][:, lost, lost].sum() == 0
+
+
+def test_one_class_alone_is_predicted():
+    samples = data(n=8)
+    alone = tuple(dataclasses.replace(s, label=2) for s in samples)
+    counts = Linear().evaluate(
+        features(samples, 1.0), dataclasses.replace(samples, samples=alone), make_folds(samples)
+    )
+    assert counts[:, 2, 2].tolist() == [1] * 8
+
+
+@pytest.mark.parametrize("cls", EVERY)
+def test_refusals(cls):
+    samples = data(n=16)
+    x, folds = features(samples, 1.0), make_folds(samples)
+    blank = dataclasses.replace(
+        samples, samples=tuple(dataclasses.replace(s, label=None, mask=None) for s in samples)
+    )
+    with pytest.raises(ConfigurationError, match=f"needs {cls.needs}"):
+        cls().evaluate(x, blank, folds)
+    unnamed = dataclasses.replace(samples, classes=("a",), mask_classes=("a",))
+    with pytest.raises(ConfigurationError, match="have names"):
+        cls().evaluate(x, unnamed, folds)
+    x[3, 0, 0, 0] = np.nan
+    with pytest.raises(NonFiniteError, match="NaN or infinity"):
+        cls().evaluate(x, samples, folds)
+
+
+def test_a_pixel_probe_of_a_default_screen_is_cheap():
+    """0.15 s on a quiet core; the bound here leaves room for a busy one."""
+    samples = data(n=48, side=16, image_side=64)
+    x = np.random.default_rng(0).standard_normal((48, 700, 16, 16), dtype=np.float32)
+    folds, probe = make_folds(samples), PixelLinear()
+    spent = []
+    for _ in range(3):
+        start = time.process_time()
+        probe.evaluate(x, samples, folds)
+        spent.append(time.process_time() - start)
+    assert min(spent) < 0.6
