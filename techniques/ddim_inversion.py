@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from gate.technique import Cost, Technique
 
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class DdimInversion(Technique):
-    """DDIM inversion x0 -> x_t under the neutral prompt (Song et al. 2021, Eq. 12 and 13 run backwards, eta 0):
+    """DDIM inversion x0 -> x_t under the neutral prompt (Song et al. 2021, Eq. 12 run backwards, eta
+    0):
 
-    x_{i+1} = a_{i+1} x0_hat(x_i, i) + s_{i+1} eps_hat(x_i, i), from x0 at timestep 0, in `steps` equal steps; 0 is
-    vanilla. The noise seed plays no part. x0 is read as the state at timestep 0, as usual.
+    x_{i+1} = a_{i+1} x0_hat(x_i, i) + s_{i+1} eps_hat(x_i, i), from x0 at timestep 0, in `steps` equal steps;
+    0 is vanilla. The noise seed plays no part. x0 is read as the state at timestep 0, as usual.
     """
 
     name = "ddim-inversion"
@@ -28,7 +30,7 @@ class DdimInversion(Technique):
         "the latent is computed from the input by the denoiser itself, so running it back returns the input"
     )
     replaces_latent = True
-    neutral = {"steps": 0}
+    neutral: ClassVar = {"steps": 0}
 
     steps: int = 8
 
@@ -49,9 +51,9 @@ class DdimInversion(Technique):
 
 
 def ddim_path(request: Request, x: Tensor, levels: list[Tensor], conditioning: Conditioning) -> Tensor:
-    """x, (b, c, h, w), taken from levels[0] to levels[-1] along the deterministic DDIM path, one call a step."""
+    """x, (b, c, h, w), from levels[0] to levels[-1] along the deterministic DDIM path, one call a step."""
     backbone = request.batch.backbone
-    for t, after in zip(levels, levels[1:], strict=False):
+    for t, after in itertools.pairwise(levels):
         here = request.with_(
             x_t=x, t=t, t_condition=t, conditioning=conditioning, origin="sampled", features=False
         )

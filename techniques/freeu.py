@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from gate.errors import UnsuitableError
 from gate.technique import Technique
@@ -19,18 +19,20 @@ FACTORS = ("s1", "s2", "b1", "b2")
 
 @dataclass(kw_only=True)
 class FreeU(Technique):
-    """FreeU (Si et al. 2023, Eq. 4-7) through diffusers: in the first (1) and second (2) up block, before every resnet,
-    half of the backbone channels times b, and the skip's lowest frequencies (2x2 around zero) times s.
+    """FreeU (Si et al. 2023) through diffusers: in the first (1) and second (2) up block, before
+    every resnet, half of the backbone channels times b, and the skip's lowest frequencies (2x2 around zero)
+    times s.
 
-    Factors of 1 are vanilla and nothing is attached. Diffusers uses the paper's constant factor, not the factor per
-    position of the authors' later code. The defaults are the authors' for Stable Diffusion 1.5. On a 2x2 map, as
-    the coarsest of small backbones is, the 2x2 frequencies are all there are: the whole skip is scaled.
+    Factors of 1 are vanilla and nothing is attached. Diffusers uses the paper's constant factor, not the
+    factor per position of the authors' later code. The defaults are the authors' for Stable Diffusion 1.5. On
+    a 2x2 map, as the coarsest of small backbones is, the 2x2 frequencies are all there are: the whole skip is
+    scaled.
     """
 
     name = "freeu"
     summary = "Amplify the decoder's backbone features and damp its skips' low frequencies."
     source = "Si et al. 2023, FreeU (arXiv 2309.11497)"
-    neutral = {"s1": 1.0, "s2": 1.0, "b1": 1.0, "b2": 1.0}
+    neutral: ClassVar = {"s1": 1.0, "s2": 1.0, "b1": 1.0, "b2": 1.0}
 
     s1: float = 0.9
     s2: float = 0.2

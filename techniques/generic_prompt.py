@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from gate.technique import Technique
 
@@ -13,16 +13,17 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class GenericPrompt(Technique):
-    """The paper's prompt for attention features: one text for all, so that their channels mean the same everywhere.
+    """The paper's prompt for attention features: one text for all, so that their channels mean the same
+    everywhere.
 
-    prompt: describes the images and their quality in general; "" is the neutral prompt. The default is made of words
-    that any caption vocabulary has; name what your images have in common instead.
+    prompt: describes the images and their quality in general; "" is the neutral prompt. The default is made
+    of words that any caption vocabulary has; name what your images have in common instead.
     """
 
     name = "generic-prompt"
     summary = "Denoise under one prompt for all samples."
     source = "Meng et al. 2024 (arXiv 2410.06719), section 5.3"
-    neutral = {"prompt": ""}
+    neutral: ClassVar = {"prompt": ""}
 
     prompt: str = "a high quality photo of a scene"
 

@@ -24,7 +24,8 @@ Weakness = Literal["prompt", "scores", "queries", "block", "blocks"]
 @dataclass(frozen=True)
 class Guider:
     """Facts of one guider. cls: in diffusers.guiders, "" where the formula is here. weakness: what the second
-    prediction lacks. scale: default; off: the scale without effect. scale_name, weak_name: what diffusers calls them.
+    prediction lacks. scale: default; off: the scale without effect. scale_name, weak_name: what diffusers
+    calls them.
     """
 
     title: str
@@ -38,7 +39,7 @@ class Guider:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-# what a perturbing guider is built with: no prompt guidance beside it, eps + scale (eps - eps_weak) as in the papers
+# guiders that weaken the denoiser: no prompt guidance beside it; eps + scale (eps - eps_weak) as in papers
 ALONE = {"guidance_scale": 0.0, "use_original_formulation": True}
 GUIDERS: dict[str, Guider] = {
     "cfg": Guider(
@@ -131,30 +132,32 @@ GUIDERS: dict[str, Guider] = {
 class Guidance(Technique):
     """eps_w = eps_weak + w (eps - eps_weak), and what the guiders make of it (Ho and Salimans 2022, Eq. 6).
 
-    A guider changes a prediction, never the activations of the same call. To reach features it acts at a larger
-    timestep: x_{t+lead} from the same x0 and noise, the guided prediction there, a deterministic DDIM step down to t,
-    and the features of a plain call at that latent. guider: see `GUIDERS`. scale: None is the guider's own default.
-    lead: how far above t the guided step starts (clamped to the schedule). steps: DDIM steps over that lead; 0 is
-    vanilla. prompt: "caption" guides towards the sample's caption where the conditioning is still the neutral one,
-    "given" takes the conditioning as it is; None is "caption" for guiders away from the neutral prompt, "given" for
-    guiders away from a weakened denoiser. The last call always has the conditioning as it is.
+    A guider changes a prediction, never the activations of the same call. To reach features it acts at a
+    larger timestep: x_{t+lead} from the same x0 and noise, the guided prediction there, a deterministic DDIM
+    step down to t, and the features of a plain call at that latent. guider: see `GUIDERS`. scale: None is the
+    guider's own default. lead: how far above t the guided step starts (clamped to the schedule). steps: DDIM
+    steps over that lead; 0 is vanilla. prompt: "caption" guides towards the sample's caption where the
+    conditioning is still the neutral one, "given" takes the conditioning as it is; None is "caption" for
+    guiders away from the neutral prompt, "given" for guiders away from a weakened denoiser. The last call
+    always has the conditioning as it is.
 
-    Weakened, in one extra call each: pag, the mid block's self-attention maps become the identity; seg, its queries
-    their mean (infinite blur); slg, its transformer is skipped; auto, so is the middle transformer of every level,
-    under the same prompt (a smaller model; the paper's is a less trained one). Combination is by diffusers' classes,
-    told the progress 1 - t/T. Their own way to weaken does not reach a UNet: without prompt guidance beside it, pag
-    and slg never install their hooks, seg never does at all and blurs little where asked for infinity, and auto drops
-    activations at random. So the hooks are set here. fdg is the paper's formula over two frequency bands (the lower
-    at scale / 2), since diffusers' class needs kornia. apg has the paper's eta = 0 (at diffusers' 1 it is cfg) and one
-    step has no momentum; zero-star's zeroed first steps are left out, t is never the first. Left out: LTX2Guidance,
-    made of arguments that only the LTX-2 video transformer takes.
+    Weakened, in one extra call each: pag, the mid block's self-attention maps become the identity; seg, its
+    queries their mean (infinite blur); slg, its transformer is skipped; auto, so is the middle transformer of
+    every level, under the same prompt (a smaller model; the paper's is a less trained one). Combination is by
+    diffusers' classes, told the progress 1 - t/T. Their own way to weaken does not reach a UNet: without
+    prompt guidance beside it, pag and slg never install their hooks, seg never does at all and takes finite
+    blur for infinite, and auto drops activations at random. So the hooks are set here. fdg is the paper's
+    formula over two frequency bands (the lower at scale / 2), since diffusers' class needs kornia. apg has
+    the paper's eta = 0 (at diffusers' 1 it is cfg) and one step has no momentum; zero-star's zeroed first
+    steps are left out, t is never the first. Left out: LTX2Guidance, made of arguments that only the LTX-2
+    video transformer takes.
     """
 
     name = "guidance"
     summary = "Reach t by a guided step from a larger timestep."
     source = "Ho and Salimans 2022 (arXiv 2207.12598)"
     needs = frozenset({"captions"})
-    neutral = {"steps": 0}
+    neutral: ClassVar = {"steps": 0}
     listed = False
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {f"guidance-{g}": {"guider": g} for g in GUIDERS}
 
@@ -279,7 +282,7 @@ def new_guider(facts: Guider, scale: float) -> Any:
 
 
 def frequency_decoupled(strong: Tensor, weak: Tensor, *, high: float, low: float) -> Tensor:
-    """weak + low L(d) + high (d - L(d)), d = strong - weak (Sadat et al. 2025, Alg. 1, with two levels).
+    """weak + low L(d) + high (d - L(d)), d = strong - weak (Sadat et al. 2025, Alg. 2, with two levels).
 
     L is one level of a Laplacian pyramid down and up again; the pyramid is linear, so it acts on d alone.
     All (b, c, h, w).
@@ -309,7 +312,7 @@ def _binomial(x: Tensor) -> Tensor:
 
 
 def weak_stacks(denoiser: Any, weakness: Weakness) -> list[str]:
-    """Paths of the transformer stacks that a weaker denoiser lacks: the mid block's; for "blocks" every level's middle."""
+    """Paths of the transformers to weaken: the mid block's; for "blocks", the middle one of every level."""
     found = []
     modules = dict(denoiser.named_modules())
     holders = ["mid_block"]

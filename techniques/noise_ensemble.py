@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from gate.errors import UnsuitableError
 from gate.technique import Cost, Technique
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 class NoiseEnsemble(Technique):
     """F = mean over k of F(a_t x0 + s_t eps_k, t), DIFT's ensemble (Tang et al. 2023, section 4.2).
 
-    members: draws of the noise. The first is the pass's own noise, so one member is vanilla; the others derive from
-    its seed. It draws the latent anew, so what moves the latent (guidance) must stand to its right.
+    members: draws of the noise. The first is the pass's own noise, so one member is vanilla; the others
+    derive from its seed. It draws the latent anew, so what moves the latent (guidance) must stand to its
+    right.
     """
 
     name = "noise-ensemble"
     summary = "Average features over several noises."
     source = "Tang et al. 2023, DIFT (arXiv 2306.03881)"
     replaces_latent = True
-    neutral = {"members": 1}
+    neutral: ClassVar = {"members": 1}
 
     members: int = 8
 

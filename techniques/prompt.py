@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from gate.technique import Technique
 
@@ -18,15 +18,16 @@ SLOT = "{caption}"
 class Prompt(Technique):
     """Fine-grained prompt (Meng et al. 2024, section 5.3): c = text encoder(caption) in eps_theta(x_t, t, c).
 
-    template: what surrounds the caption, "" for no prompt at all. quality: words added after a comma; whether praise
-    or blame helps depends on the data (the paper's "high quality" for Horse-21, "low quality" for CIFAR-10).
+    template: what surrounds the caption, "" for no prompt at all. quality: words added after a comma; whether
+    praise or blame helps depends on the data (the paper's "high quality" for Horse-21, "low quality" for
+    CIFAR-10).
     """
 
     name = "prompt"
     summary = "Denoise under the sample's own caption."
     source = "Meng et al. 2024 (arXiv 2410.06719), section 5.3"
     needs = frozenset({"captions"})
-    neutral = {"template": "", "quality": ""}
+    neutral: ClassVar = {"template": "", "quality": ""}
     compositions = (
         "prompt+shared-timestep",
         "prompt+guidance-cfg",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from gate.errors import UnsuitableError
 from gate.technique import Cost, Technique
@@ -21,20 +22,21 @@ NOISE = 1 << 48  # far from the noise seeds of a screen, which must not choose t
 
 @dataclass(kw_only=True)
 class PromptSearch(Technique):
-    """argmin_c E_{t, eps} ||eps - eps_theta(x_t, t, c)||^2, Diffusion Classifier (Li et al. 2023, Eq. 5 and Alg. 1),
-    used (ours) to choose a prompt, not a class.
+    """argmin_c E_{t, eps} ||eps - eps_theta(x_t, t, c)||^2, Diffusion Classifier (Li et al. 2023, Eq. 5 and
+    Alg. 1), used (ours) to choose a prompt, not a class.
 
-    candidates: the prompts; () makes them of the run's class names and `template`. stages: (n, keep) pairs; a stage
-    brings every surviving candidate to n noised copies and keeps the best `keep`. Each copy has its own timestep,
-    evenly spaced, later stages filling in between (each n divides the next), and its own noise, the same for
-    every candidate. The last survivor wins; ties go to the first candidate. loss: of eps. seed: of the noise.
+    candidates: the prompts; () makes them of the run's class names and `template`. stages: (n, keep) pairs; a
+    stage brings every surviving candidate to n noised copies and keeps the best `keep`. Each copy has its own
+    timestep, evenly spaced, later stages filling in between (each n divides the next), and its own noise, the
+    same for every candidate. The last survivor wins; ties go to the first candidate. loss: of eps. seed: of
+    the noise.
     """
 
     name = "prompt-search"
     summary = "Denoise under the candidate prompt with the least noise error, per sample."
     source = "ours; after Li et al. 2023, Diffusion Classifier (arXiv 2303.16203)"
     needs = frozenset({"class-names"})
-    neutral = {"candidates": ("",)}
+    neutral: ClassVar = {"candidates": ("",)}
 
     candidates: tuple[str, ...] = ()
     template: str = "a photo of a {name}"
@@ -49,7 +51,7 @@ class PromptSearch(Technique):
         counts = [n for n, _ in self.stages]
         if not counts or min(min(stage) for stage in self.stages) < 1 or self.stages[-1][1] != 1:
             raise ValueError("stages are (copies, keep) pairs of at least 1, and the last keeps 1.")
-        if any(b % a or b == a for a, b in zip(counts, counts[1:], strict=False)):
+        if any(b % a or b == a for a, b in itertools.pairwise(counts)):
             raise ValueError(f"each stage's copies must be a multiple of the one before; got {counts}.")
         if "{name}" not in self.template:
             raise ValueError("template must hold {name}.")
@@ -59,7 +61,7 @@ class PromptSearch(Technique):
             vars(self)["needs"] = frozenset()
 
     @property
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         return {k: v for k, v in super().settings.items() if not k.startswith("_")}
 
     @property
@@ -130,7 +132,7 @@ class PromptSearch(Technique):
 
 
 def copies(n: int, stages: tuple[tuple[int, int], ...]) -> list[int]:
-    """Which of the last stage's evenly spaced copies a stage of n uses: every N/n-th, and all those of earlier stages."""
+    """Which of the last stage's N copies a stage of n uses: every N/n-th, with those of earlier stages."""
     most, first = stages[-1][0], stages[0][0]
     step = most // n
     return list(range((most // first) // 2 % step, most, step))

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class ShuffledPrompt(Prompt):
     """`prompt` with captions passed on around a circle of all samples: a negative control (ours).
 
-    The circle is in order of a hash of (seed, sample id), so a sample's caption depends on who else is in the run and
-    on nothing else; whoever has the very same caption is skipped. Where no two captions agree this is a derangement.
+    The circle is in order of a hash of (seed, sample id), so a sample's caption depends on who else is in the
+    run and on nothing else; whoever has the very same caption is skipped. Where no two captions agree this is
+    a derangement.
     """
 
     name = "shuffled-prompt"

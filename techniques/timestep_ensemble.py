@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from gate.technique import Cost, Technique
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 class TimestepEnsemble(Technique):
     """F = mean over o of F(x_{t+o}, t+o), with one x0 and one noise.
 
-    Ours, after Diffusion Hyperfeatures (Luo et al. 2023), which aggregates timesteps with learned weights; here they
-    are equal. offsets: added to t and clamped to the schedule; (0,) is vanilla.
+    Ours, after Diffusion Hyperfeatures (Luo et al. 2023), which aggregates timesteps with learned weights;
+    here they are equal. offsets: added to t and clamped to the schedule; (0,) is vanilla.
     """
 
     name = "timestep-ensemble"
     summary = "Average features over neighbouring timesteps, same noise."
     source = "ours; after Luo et al. 2023, Diffusion Hyperfeatures (arXiv 2305.14334)"
-    neutral = {"offsets": (0,)}
+    neutral: ClassVar = {"offsets": (0,)}
 
     offsets: tuple[int, ...] = (-25, 0, 25)
 
