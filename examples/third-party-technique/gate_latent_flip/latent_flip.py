@@ -1,4 +1,4 @@
-"""Features averaged over the latent and its mirror image. No torch at the top: `gate list` imports this file."""
+"""Features averaged over the latent and its mirror image. No torch at the top: listing imports this file."""
 
 from __future__ import annotations
 
