@@ -77,7 +77,7 @@ def title(results: Results) -> str:
 
 
 def legend(results: Results) -> list[str]:
-    """How to read the table: unit, direction, interval, what the score is made of, and the marks that occur."""
+    """How to read the table: unit, direction, interval, what the score is made of, the marks that occur."""
     rows, score = results["ranking"], results["score"]
     level = round(100 * score.get("confidence", 0.95))
     lines = [
@@ -103,9 +103,7 @@ def closing(results: Results) -> list[str]:
     lines += [skipped_line(s) for s in results["skipped"]]
     files = results["data"]["skipped"]
     if files:
-        lines.append(
-            f"{_count(len(files), 'file')} of the data could not be read; see data.skipped in results.json."
-        )
+        lines.append(f"{_count(len(files), 'file')} could not be read: see data.skipped in results.json.")
     return [*lines, winners_line(results)]
 
 
@@ -113,9 +111,8 @@ def skipped_line(skipped: Row) -> str:
     """One technique that was not ranked, why, and what to do."""
     verb = "Failed" if skipped["failed"] else "Skipped"
     reason, fix = str(skipped["reason"]).strip(), str(skipped.get("fix") or "").strip()
-    return (
-        f"{verb} {skipped['name']}: {reason}{'' if reason.endswith(('.', '!', '?')) else '.'} {fix}".rstrip()
-    )
+    stop = "" if reason.endswith((".", "!", "?")) else "."
+    return f"{verb} {skipped['name']}: {reason}{stop} {fix}".rstrip()
 
 
 def winners_line(results: Results) -> str:
@@ -133,7 +130,7 @@ def ranking_table(results: Results, *, width: int) -> Table:
 
     wide = width >= WIDE
     probes = any(r["probe_gain"] is not None for r in results["ranking"])
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("technique", overflow="fold", min_width=16)
     table.add_column("GATE score %", justify="right", no_wrap=True)
@@ -143,12 +140,8 @@ def ranking_table(results: Results, *, width: int) -> Table:
     table.add_column("calls", justify="right", no_wrap=True)
     table.add_column("ms/img", justify="right", no_wrap=True)
     for row, style in _with_vanilla(results):
-        cells = [
-            place(row) if row["rank"] else "",
-            marked(row),
-            _score_cell(row),
-            _part(row, "suppression", wide),
-        ]
+        cells = [place(row) if row["rank"] else "", marked(row), _score_cell(row)]
+        cells.append(_part(row, "suppression", wide))
         if probes:
             cells.append(_part(row, "probe_gain", wide))
         cells += [_cost(row["cost"]["calls"]), _cost(row["cost"]["ms_per_image"])]
@@ -221,10 +214,12 @@ def comma_separated(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(head)
     for row in rows:
-        writer.writerow(
-            "" if c is None or (isinstance(c, float) and not math.isfinite(c)) else c for c in row
-        )
+        writer.writerow("" if _missing(c) else c for c in row)
     return stream.getvalue().rstrip("\n")
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
 def _with_vanilla(results: Results) -> list[tuple[Row, str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -47,7 +48,7 @@ def _gate(
     """
 
 
-for _name, _command in {
+_COMMANDS: dict[str, Callable[..., Any]] = {
     "screen": screen,
     "resume": resume,
     "rank": rank,
@@ -55,7 +56,8 @@ for _name, _command in {
     "list": list_,
     "describe": describe,
     "check": check,
-}.items():
+}
+for _name, _command in _COMMANDS.items():
     app.command(_name)(guarded(_command))
 
 

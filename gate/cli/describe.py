@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,19 @@ from gate.cli.output import DebugOption, Format, FormatOption, terminal, to_json
 
 if TYPE_CHECKING:
     from gate.registry import Kind
+
+
+_FACTS = (
+    "summary",
+    "source",
+    "direction",
+    "range",
+    "unit",
+    "needs",
+    "figure",
+    "scale_invariant",
+    "weakness",
+)
 
 
 def describe(
@@ -45,18 +59,7 @@ def _facts(kind: Kind, name: str) -> dict[str, Any] | None:
     tail = {"distribution": plugin.distribution, "target": plugin.target}
     if plugin.cls is None:
         return {**head, "error": plugin.error, **tail}
-    keys = (
-        "summary",
-        "source",
-        "direction",
-        "range",
-        "unit",
-        "needs",
-        "figure",
-        "scale_invariant",
-        "weakness",
-    )
-    facts = {k: getattr(plugin.cls, k) for k in keys if hasattr(plugin.cls, k)}
+    facts = {k: getattr(plugin.cls, k) for k in _FACTS if hasattr(plugin.cls, k)}
     if kind == "metric":
         facts["compares"] = plugin.cls.kind
     return {**head, **facts, "settings": _parameters(plugin.cls), "description": _doc(plugin.cls), **tail}
@@ -126,7 +129,10 @@ def _parameters(cls: type[Any]) -> dict[str, Any]:
 
 
 def _doc(cls: type[Any]) -> str:
-    return inspect.cleandoc(cls.__doc__ or "")
+    """The class docstring, a line per paragraph; what dataclass writes where there is none says nothing."""
+    doc = inspect.cleandoc(cls.__doc__ or "")
+    paragraphs = doc.split("\n\n") if not doc.startswith(f"{cls.__name__}(") else []
+    return "\n".join(" ".join(p.split()) for p in paragraphs)
 
 
 def _show(facts: dict[str, Any], format: Format) -> None:
@@ -149,26 +155,23 @@ def _show(facts: dict[str, Any], format: Format) -> None:
 
 def _text(key: str, value: Any) -> str:
     if key == "cost":
-        return (
-            f"{value['calls']:g} denoiser calls for one pass over an image: {value['per_image']:g} once per image, "
-            f"{value['per_pass']:g} per timestep and noise seed"
-        )
+        each = f"{value['per_image']:g} once per image + {value['per_pass']:g} per timestep and noise seed"
+        return f"{value['calls']:g} (denoiser calls: {each})"
     if key in ("control", "replaces_latent", "scale_invariant"):
         return "yes" if value else "no"
     if key == "range" and value:
         return f"{value[0]:g} to {value[1]:g}"
     if key == "neutral":
         return "none: it cannot be switched off by its settings" if value is None else _text("", value)
-    if isinstance(value, dict) or hasattr(value, "items"):
-        return "\n".join(f"{k} = {_setting(v)}" for k, v in value.items()) or (
-            "none" if key == "settings" else ""
-        )
+    if isinstance(value, Mapping):
+        lines = [f"{k} = {_setting(v)}" for k, v in value.items()]
+        return "\n".join(lines) or ("none" if key == "settings" else "")
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or ("nothing" if key == "needs" else "")
     return str(value)
 
 
 def _setting(value: Any) -> str:
-    if isinstance(value, dict) or hasattr(value, "items"):
+    if isinstance(value, Mapping):
         return ", ".join(f"{k}={v!r}" for k, v in value.items())
     return repr(value)

@@ -17,7 +17,7 @@ EXIT_BUG = 1
 
 
 def guarded(command: Command) -> Command:
-    """The command with its exceptions turned into exit codes. Its keyword `debug`, where it has one, shows more."""
+    """The command with its exceptions turned into exit codes; its keyword `debug` shows the traceback."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -44,8 +44,5 @@ def explain(error: BaseException) -> tuple[str, int]:
     text = " ".join(str(error).split())
     if isinstance(error, GateError):
         return f"gate: {text}", error.exit_code
-    kind = type(error).__name__
-    return (
-        f"gate: unexpected {kind}{f': {text}' if text else ''} (this is a bug; --debug shows where)",
-        EXIT_BUG,
-    )
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"gate: unexpected {what} (this is a bug; --debug shows where)", EXIT_BUG

@@ -62,7 +62,8 @@ def _summary(row: Mapping[str, Any]) -> str:
 def _techniques(backbone: str) -> tuple[Rows, Columns]:
     from gate.registry import create_technique, everything, list_techniques, plugins, technique_names
 
-    in_all, rows = set(everything()), []
+    in_all = set(everything())
+    rows: Rows = []
     for name in list_techniques("*"):
         head = name.partition("+")[0].partition("[")[0]
         plugin = plugins("technique")[technique_names()[head].cls.name]
@@ -74,10 +75,19 @@ def _techniques(backbone: str) -> tuple[Rows, Columns]:
         ) as error:  # a stranger's constructor or cost may raise anything: show it, list the others
             rows.append(_broken(plugin, name, f"{type(error).__name__}: {error}"))
             continue
-        row = {"name": name, "summary": made.summary, "source": made.source, "needs": sorted(made.needs)}
-        row |= {"families": sorted(made.families), "control": made.control, "leak": made.leak}
-        row |= {"cost": {"calls": cost.total, "per_image": cost.per_image, "per_pass": cost.per_pass}}
-        row |= {"in_all": name in in_all, "settings": made.settings, "distribution": plugin.distribution}
+        row = {
+            "name": name,
+            "summary": made.summary,
+            "source": made.source,
+            "needs": sorted(made.needs),
+            "families": sorted(made.families),
+            "control": made.control,
+            "leak": made.leak,
+            "cost": {"calls": cost.total, "per_image": cost.per_image, "per_pass": cost.per_pass},
+            "in_all": name in in_all,
+            "settings": made.settings,
+            "distribution": plugin.distribution,
+        }
         rows.append(row)
     rows += [_broken(p, p.name, p.error) for p in plugins("technique").values() if p.cls is None]
     return rows, {

@@ -80,11 +80,9 @@ def _print_table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for i, name in enumerate(head):
-        table.add_column(
-            name, overflow="fold", no_wrap=False if i else None, ratio=1 if i == len(head) - 1 else None
-        )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    for name in head:
+        table.add_column(name, overflow="fold")
     for row in cells:
         table.add_row(*(Text(c) for c in row))
     terminal().print(table)

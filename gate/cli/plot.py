@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -13,7 +13,7 @@ from gate.cli.output import DebugOption
 def plot(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     output: Annotated[
-        Optional[Path], typer.Option(help="Where the figures go; by default into figures/ of the run.")
+        Path | None, typer.Option(help="Where the figures go; by default into figures/ of the run.")
     ] = None,
     debug: DebugOption = False,
 ) -> None:
@@ -28,8 +28,9 @@ def plot(
     try:
         files = draw_all(opened, folder)
     except OSError as error:
+        reason = error.strerror or str(error)
         raise ConfigurationError(
-            f"{folder} cannot be written ({error.strerror}); choose another --output."
+            f"{folder} cannot be written ({reason}); choose another --output."
         ) from error
     for file in files:
         typer.echo(str(file))

@@ -28,26 +28,19 @@ def reporting(*, quiet: bool) -> Iterator[tuple[Progress, Log]]:
 
 @contextlib.contextmanager
 def _bar() -> Iterator[tuple[Progress, Log]]:
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bar
 
     console = Console(stderr=True, highlight=False)
     columns = (
-        TextColumn("{task.description:<24.24}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
+        rich.TextColumn("{task.description:<24.24}", markup=False),
+        rich.BarColumn(),
+        rich.TaskProgressColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("eta"),
+        rich.TimeRemainingColumn(),
     )
-    with Bar(*columns, console=console, transient=True) as bar:
+    with rich.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("loading", total=None)
 
         def progress(technique: str, done: int, total: int) -> None:

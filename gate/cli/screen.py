@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,50 +22,46 @@ def _flag(help: str, default: str | bool, panel: str, metavar: str) -> Any:
 
 def screen(
     techniques: Annotated[
-        Optional[str], _flag("Names, wildcards, NAME[setting=value], a+b, !excluded.", "all", _DATA, "LIST")
+        str | None, _flag("Names, wildcards, NAME[setting=value], a+b, !excluded.", "all", _DATA, "LIST")
     ] = None,
     backbone: Annotated[
-        Optional[str], _flag("tiny, a hub id, or the folder of a diffusers pipeline.", "tiny", _DATA, "NAME")
+        str | None, _flag("tiny, a hub id, or the folder of a diffusers pipeline.", "tiny", _DATA, "NAME")
     ] = None,
-    data: Annotated[Optional[str], _flag("A named data set.", "scenes-held-out", _DATA, "NAME")] = None,
-    images: Annotated[Optional[str], _flag("Your own images instead of --data.", False, _DATA, "DIR")] = None,
+    data: Annotated[str | None, _flag("A named data set.", "scenes-held-out", _DATA, "NAME")] = None,
+    images: Annotated[str | None, _flag("Your own images instead of --data.", False, _DATA, "DIR")] = None,
     labels: Annotated[
-        Optional[str], _flag("labels.csv; by default the subfolders of --images.", False, _DATA, "FILE")
+        str | None, _flag("labels.csv; by default the subfolders of --images.", False, _DATA, "FILE")
     ] = None,
     captions: Annotated[
-        Optional[str], _flag("captions.csv; by default NAME.txt beside each image.", False, _DATA, "FILE")
+        str | None, _flag("captions.csv; by default NAME.txt beside each image.", False, _DATA, "FILE")
     ] = None,
     masks: Annotated[
-        Optional[str], _flag("A folder of masks, parallel to --images.", False, _DATA, "DIR")
+        str | None, _flag("A folder of masks, parallel to --images.", False, _DATA, "DIR")
     ] = None,
-    samples: Annotated[Optional[int], _flag("Images, 8 or more.", "64", _DATA, "N")] = None,
-    timesteps: Annotated[Optional[str], _flag("Noise levels.", "50,300", _MEASURE, "LIST")] = None,
-    seeds: Annotated[Optional[int], _flag("Noises per image and timestep.", "2", _MEASURE, "N")] = None,
-    layers: Annotated[
-        Optional[str], _flag("Layers; see gate list layers.", "paper", _MEASURE, "LIST")
-    ] = None,
-    metrics: Annotated[Optional[str], _flag("See gate list metrics.", "all", _MEASURE, "LIST")] = None,
-    probes: Annotated[Optional[str], _flag("See gate list probes.", "all", _MEASURE, "LIST")] = None,
-    folds: Annotated[Optional[int], _flag("Folds of the probes.", "4", _MEASURE, "N")] = None,
+    samples: Annotated[int | None, _flag("Images, 8 or more.", "64", _DATA, "N")] = None,
+    timesteps: Annotated[str | None, _flag("Noise levels.", "50,300", _MEASURE, "LIST")] = None,
+    seeds: Annotated[int | None, _flag("Noises per image and timestep.", "2", _MEASURE, "N")] = None,
+    layers: Annotated[str | None, _flag("Layers; see gate list layers.", "paper", _MEASURE, "LIST")] = None,
+    metrics: Annotated[str | None, _flag("See gate list metrics.", "all", _MEASURE, "LIST")] = None,
+    probes: Annotated[str | None, _flag("See gate list probes.", "all", _MEASURE, "LIST")] = None,
+    folds: Annotated[int | None, _flag("Folds of the probes.", "4", _MEASURE, "N")] = None,
     image_samples: Annotated[
-        Optional[int], _flag("Images to reconstruct; 0 for none.", "6", _MEASURE, "N")
+        int | None, _flag("Images to reconstruct; 0 for none.", "6", _MEASURE, "N")
     ] = None,
     strength: Annotated[
-        Optional[float], _flag("Strength of the reconstruction, in (0, 1].", "0.7", _MEASURE, "X")
+        float | None, _flag("Strength of the reconstruction, in (0, 1].", "0.7", _MEASURE, "X")
     ] = None,
-    image_steps: Annotated[Optional[int], _flag("Steps of the reconstruction.", "10", _MEASURE, "N")] = None,
+    image_steps: Annotated[int | None, _flag("Steps of the reconstruction.", "10", _MEASURE, "N")] = None,
     resamples: Annotated[
-        Optional[int], _flag("Bootstrap resamples, 200 or more.", "2000", _MEASURE, "N")
+        int | None, _flag("Bootstrap resamples, 200 or more.", "2000", _MEASURE, "N")
     ] = None,
-    seed: Annotated[Optional[int], _flag("The seed of everything random.", "0", _MEASURE, "N")] = None,
-    device: Annotated[Optional[str], _flag("auto, cpu, cuda, mps.", "auto", _MACHINE, "NAME")] = None,
-    dtype: Annotated[
-        Optional[str], _flag("auto, float32, float16, bfloat16.", "auto", _MACHINE, "NAME")
-    ] = None,
-    batch_size: Annotated[Optional[str], _flag("auto, or a number.", "auto", _MACHINE, "N")] = None,
-    output: Annotated[Optional[str], _flag("A new run directory.", "runs/DATE-TIME", _MACHINE, "RUN")] = None,
+    seed: Annotated[int | None, _flag("The seed of everything random.", "0", _MEASURE, "N")] = None,
+    device: Annotated[str | None, _flag("auto, cpu, cuda, mps.", "auto", _MACHINE, "NAME")] = None,
+    dtype: Annotated[str | None, _flag("auto, float32, float16, bfloat16.", "auto", _MACHINE, "NAME")] = None,
+    batch_size: Annotated[str | None, _flag("auto, or a number.", "auto", _MACHINE, "N")] = None,
+    output: Annotated[str | None, _flag("A new run directory.", "runs/DATE-TIME", _MACHINE, "RUN")] = None,
     config: Annotated[
-        Optional[Path], typer.Option(help="A YAML file of settings; flags override it.", metavar="FILE")
+        Path | None, typer.Option(help="A YAML file of settings; flags override it.", metavar="FILE")
     ] = None,
     format: FormatOption = Format.table,
     quiet: QuietOption = False,
