@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -16,25 +17,21 @@ def check(
     format: FormatOption = Format.table,
     debug: DebugOption = False,
 ) -> None:
-    """Test every invariant of the technique contract on a small backbone. Exits with 3 where one is broken."""
+    """Test a technique against the contract on the embedded backbone; exit with 3 where it breaks it."""
     from gate.errors import ConfigurationError
     from gate.registry import create_technique, load_class
-    from gate.technique import with_settings
 
-    subject: Any = create_technique(technique) if "::" not in technique else None
-    if subject is None:
-        cls = load_class(technique)
-        subject = with_settings(cls, cls.name or cls.__name__, {})
+    subject = load_class(technique) if "::" in technique else create_technique(technique)
     from gate.testing import check_technique
 
     report = check_technique(subject)
-    rows = [{"name": c.name, "ok": bool(c.ok), "detail": c.detail} for c in report.checks]
-    columns = {
+    rows = [{"name": f.invariant, "ok": f.ok, "detail": f.detail} for f in report.findings]
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "invariant": lambda r: r["name"],
         "result": lambda r: "ok" if r["ok"] else "FAILED",
         "detail": lambda r: r["detail"],
     }
     echo_rows(rows, columns, format)
-    broken = [r["name"] for r in rows if not r["ok"]]
-    if broken:
-        raise ConfigurationError(f"{subject.name} breaks the contract: {', '.join(broken)}.")
+    if not report.ok:
+        broken = "; ".join(f.invariant for f in report.failures)
+        raise ConfigurationError(f"{report.technique} breaks the contract: {broken}.")

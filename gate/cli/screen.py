@@ -12,54 +12,45 @@ from gate.cli.output import DebugOption, Format, FormatOption, QuietOption
 if TYPE_CHECKING:
     from gate.screening import Screening
 
-_DATA, _MEASURE, _MACHINE = "What is screened", "How it is measured", "Where it runs"
 
-
-def _flag(help: str, default: str | bool, panel: str, metavar: str) -> Any:
-    """An option that is None unless given; its default is shown, and a test holds it equal to ScreenConfig's."""
-    return typer.Option(help=help, show_default=default, rich_help_panel=panel, metavar=metavar)
+def _flag(help: str, default: str, metavar: str) -> Any:
+    """An option that is None unless given. A test holds the default it shows equal to ScreenConfig's."""
+    shown = f"{help} [default: {default}]" if default else help
+    return typer.Option(help=shown, show_default=False, metavar=metavar)
 
 
 def screen(
     techniques: Annotated[
-        str | None, _flag("Names, wildcards, NAME[setting=value], a+b, !excluded.", "all", _DATA, "LIST")
+        str | None, _flag("Names, wildcards, NAME[setting=value], a+b, !excluded.", "all", "LIST")
     ] = None,
     backbone: Annotated[
-        str | None, _flag("tiny, a hub id, or the folder of a diffusers pipeline.", "tiny", _DATA, "NAME")
+        str | None, _flag("tiny, a hub id, or the folder of a diffusers pipeline.", "tiny", "NAME")
     ] = None,
-    data: Annotated[str | None, _flag("A named data set.", "scenes-held-out", _DATA, "NAME")] = None,
-    images: Annotated[str | None, _flag("Your own images instead of --data.", False, _DATA, "DIR")] = None,
+    data: Annotated[str | None, _flag("A named data set.", "scenes-held-out", "NAME")] = None,
+    images: Annotated[str | None, _flag("Your own images instead of --data.", "", "DIR")] = None,
     labels: Annotated[
-        str | None, _flag("labels.csv; by default the subfolders of --images.", False, _DATA, "FILE")
+        str | None, _flag("labels.csv; by default the subfolders of --images.", "", "FILE")
     ] = None,
     captions: Annotated[
-        str | None, _flag("captions.csv; by default NAME.txt beside each image.", False, _DATA, "FILE")
+        str | None, _flag("captions.csv; by default NAME.txt beside each image.", "", "FILE")
     ] = None,
-    masks: Annotated[
-        str | None, _flag("A folder of masks, parallel to --images.", False, _DATA, "DIR")
-    ] = None,
-    samples: Annotated[int | None, _flag("Images, 8 or more.", "64", _DATA, "N")] = None,
-    timesteps: Annotated[str | None, _flag("Noise levels.", "50,300", _MEASURE, "LIST")] = None,
-    seeds: Annotated[int | None, _flag("Noises per image and timestep.", "2", _MEASURE, "N")] = None,
-    layers: Annotated[str | None, _flag("Layers; see gate list layers.", "paper", _MEASURE, "LIST")] = None,
-    metrics: Annotated[str | None, _flag("See gate list metrics.", "all", _MEASURE, "LIST")] = None,
-    probes: Annotated[str | None, _flag("See gate list probes.", "all", _MEASURE, "LIST")] = None,
-    folds: Annotated[int | None, _flag("Folds of the probes.", "4", _MEASURE, "N")] = None,
-    image_samples: Annotated[
-        int | None, _flag("Images to reconstruct; 0 for none.", "6", _MEASURE, "N")
-    ] = None,
-    strength: Annotated[
-        float | None, _flag("Strength of the reconstruction, in (0, 1].", "0.7", _MEASURE, "X")
-    ] = None,
-    image_steps: Annotated[int | None, _flag("Steps of the reconstruction.", "10", _MEASURE, "N")] = None,
-    resamples: Annotated[
-        int | None, _flag("Bootstrap resamples, 200 or more.", "2000", _MEASURE, "N")
-    ] = None,
-    seed: Annotated[int | None, _flag("The seed of everything random.", "0", _MEASURE, "N")] = None,
-    device: Annotated[str | None, _flag("auto, cpu, cuda, mps.", "auto", _MACHINE, "NAME")] = None,
-    dtype: Annotated[str | None, _flag("auto, float32, float16, bfloat16.", "auto", _MACHINE, "NAME")] = None,
-    batch_size: Annotated[str | None, _flag("auto, or a number.", "auto", _MACHINE, "N")] = None,
-    output: Annotated[str | None, _flag("A new run directory.", "runs/DATE-TIME", _MACHINE, "RUN")] = None,
+    masks: Annotated[str | None, _flag("A folder of masks, parallel to --images.", "", "DIR")] = None,
+    samples: Annotated[int | None, _flag("Images, 8 or more.", "64", "N")] = None,
+    timesteps: Annotated[str | None, _flag("Noise levels.", "50,300", "LIST")] = None,
+    seeds: Annotated[int | None, _flag("Noises per image and timestep.", "2", "N")] = None,
+    layers: Annotated[str | None, _flag("Layers; see gate list layers.", "paper", "LIST")] = None,
+    metrics: Annotated[str | None, _flag("See gate list metrics.", "all", "LIST")] = None,
+    probes: Annotated[str | None, _flag("See gate list probes.", "all", "LIST")] = None,
+    folds: Annotated[int | None, _flag("Folds of the probes.", "4", "N")] = None,
+    image_samples: Annotated[int | None, _flag("Images to reconstruct; 0 for none.", "6", "N")] = None,
+    strength: Annotated[float | None, _flag("Strength of the reconstruction, in (0, 1].", "0.7", "X")] = None,
+    image_steps: Annotated[int | None, _flag("Steps of the reconstruction.", "10", "N")] = None,
+    resamples: Annotated[int | None, _flag("Bootstrap resamples, 200 or more.", "2000", "N")] = None,
+    seed: Annotated[int | None, _flag("The seed of everything random.", "0", "N")] = None,
+    device: Annotated[str | None, _flag("auto, cpu, cuda, mps.", "auto", "NAME")] = None,
+    dtype: Annotated[str | None, _flag("auto, float32, float16, bfloat16.", "auto", "NAME")] = None,
+    batch_size: Annotated[str | None, _flag("auto, or a number.", "auto", "N")] = None,
+    output: Annotated[str | None, _flag("A new run directory.", "runs/DATE-TIME", "RUN")] = None,
     config: Annotated[
         Path | None, typer.Option(help="A YAML file of settings; flags override it.", metavar="FILE")
     ] = None,
