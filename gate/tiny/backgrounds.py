@@ -51,7 +51,7 @@ class Background:
 
 def pick_background(rng: np.random.Generator) -> Background:
     """Draw one of the four kinds, a colour and its variation."""
-    kind: Kind = ("plain", "gradient", "cloudy", "ground")[int(rng.integers(4))]  # type: ignore[assignment]
+    kind: Kind = ("plain", "gradient", "cloudy", "ground")[int(rng.integers(4))]
     names = list(GROUNDS if kind == "ground" else COLOURS)
     name = names[int(rng.integers(len(names)))]
     first = _vary((GROUNDS if kind == "ground" else COLOURS)[name], rng, 10)

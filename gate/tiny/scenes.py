@@ -261,7 +261,7 @@ def _place(rng: np.random.Generator, pool: tuple[SpriteInfo, ...], count: int) -
 
 def _draw(placements: tuple[Placement, ...], background: Background, size: int) -> tuple[Array, Array]:
     """image (size, size, 3) uint8 and the coverage of each object (n, size, size) float32 in [0, 1]."""
-    canvas = draw_background(background, size).astype(np.float32)
+    canvas: Array = draw_background(background, size).astype(np.float32)
     coverage = np.zeros((len(placements), size, size), np.float32)
     for number, placement in enumerate(placements):
         layer = _warp(placement, size)
