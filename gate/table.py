@@ -41,11 +41,12 @@ CSV_COLUMNS = (
 
 
 def percent(value: float | None, *, signed: bool = True) -> str:
-    """A share as per cent with one decimal, "+23.1"; "-" where there is none."""
+    """A share as per cent, "+23.1", without decimals from 100 on; "-" where there is none."""
     if value is None or not math.isfinite(value):
         return "-"
-    rounded = round(100 * value, 1) + 0.0  # -0.0 would print a sign
-    return f"{rounded:+.1f}" if signed and rounded else f"{rounded:.1f}"
+    rounded = round(100 * value, 1 if abs(value) < 1 else None) + 0.0  # + 0.0: minus zero would print a sign
+    digits = 1 if abs(value) < 1 else 0
+    return f"{rounded:+.{digits}f}" if signed and rounded else f"{rounded:.{digits}f}"
 
 
 def interval(value: float | None, low: float | None, high: float | None) -> str:
@@ -78,11 +79,12 @@ def title(results: Results) -> str:
 
 def legend(results: Results) -> list[str]:
     """How to read the table: unit, direction, interval, what the score is made of, the marks that occur."""
-    rows, score = results["ranking"], results["score"]
-    level = round(100 * score.get("confidence", 0.95))
+    rows = results["ranking"]
+    level = _level(results)
     lines = [
         "Figures are the share of vanilla's error that is gone, in %: higher is better, vanilla = 0, "
-        f"[{level} % interval over {results['data']['n']} samples, paired with vanilla].",
+        f"[{level} % interval over {results['data']['n']} samples, paired with vanilla]. "
+        "Cost: denoiser calls and milliseconds per image, for one timestep and noise.",
         _recipe(results),
     ]
     marks = []
@@ -133,14 +135,16 @@ def ranking_table(results: Results, *, width: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("technique", overflow="fold", min_width=16)
-    table.add_column("GATE score %", justify="right", no_wrap=True)
-    table.add_column("suppr. %" if not wide else "suppression %", justify="right", no_wrap=True)
+    table.add_column("GATE %", justify="right", no_wrap=True)
+    table.add_column(f"{_level(results)} % interval", justify="right", no_wrap=True)
+    table.add_column("suppr." if not wide else "suppression %", justify="right", no_wrap=True)
     if probes:
-        table.add_column("probe %" if not wide else "probe gain %", justify="right", no_wrap=True)
+        table.add_column("probe" if not wide else "probe gain %", justify="right", no_wrap=True)
     table.add_column("calls", justify="right", no_wrap=True)
-    table.add_column("ms/img", justify="right", no_wrap=True)
+    table.add_column("ms", justify="right", no_wrap=True)
     for row, style in _with_vanilla(results):
-        cells = [place(row) if row["rank"] else "", marked(row), _score_cell(row)]
+        value, _, bounds = _score_cell(row).partition(" ")
+        cells = [place(row) if row["rank"] else "", marked(row), value, bounds]
         cells.append(_part(row, "suppression", wide))
         if probes:
             cells.append(_part(row, "probe_gain", wide))
@@ -255,12 +259,14 @@ def _part(row: Row, key: str, wide: bool) -> str:
 
 
 def _cost(value: float | None) -> str:
-    """Three significant digits at least, never an exponent."""
     if value is None or not math.isfinite(value):
         return "-"
-    if value == int(value):
-        return str(int(value))
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    digits = 0 if value == int(value) or value >= 100 else 1 if value >= 1 else 2
+    return f"{value:.{digits}f}"
+
+
+def _level(results: Results) -> int:
+    return round(100 * results["score"].get("confidence", 0.95))
 
 
 def _recipe(results: Results) -> str:
