@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gate.errors import UnsuitableError
 from gate.technique import Technique
@@ -57,10 +57,11 @@ class FreeU(Technique):
         if all(value == 1 for value in factors.values()):
             yield
             return
-        blocks = list(backbone.denoiser.up_blocks)
+        denoiser: Any = backbone.denoiser
+        blocks = list(denoiser.up_blocks)
         before = [{k: vars(block)[k] for k in FACTORS if k in vars(block)} for block in blocks]
         try:
-            backbone.denoiser.enable_freeu(**factors)
+            denoiser.enable_freeu(**factors)
             yield
         finally:  # disable_freeu would leave attributes behind, and would not bring back a user's own factors
             for block, held in zip(blocks, before, strict=True):

@@ -258,7 +258,9 @@ class Guidance(Technique):
         last = len(request.batch.backbone.schedule)
         t = int(request.t[0])
         guider.set_state(step=last - t, num_inference_steps=last + 1, timestep=request.t)
-        prediction: Tensor = guider.forward(pred_cond=strong, **{facts.weak_name: weak})["pred"]
+        # as (b, c, h w): diffusers' magnitude-aware guider cannot take its norm over three dimensions
+        sides = {"pred_cond": strong.flatten(2), facts.weak_name: weak.flatten(2)}
+        prediction: Tensor = guider.forward(**sides)["pred"].reshape(strong.shape)
         return prediction
 
 

@@ -28,7 +28,7 @@ class Prompt(Technique):
     source = "Meng et al. 2024 (arXiv 2410.06719), section 5.3"
     needs = frozenset({"captions"})
     neutral: ClassVar = {"template": "", "quality": ""}
-    compositions = (
+    compositions: ClassVar[tuple[str, ...]] = (
         "prompt+shared-timestep",
         "prompt+guidance-cfg",
         "prompt+noise-ensemble",

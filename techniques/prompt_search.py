@@ -127,8 +127,9 @@ class PromptSearch(Technique):
         with torch.no_grad():
             prediction = backbone.denoise(request).prediction
         eps_hat = backbone.schedule.eps_from(prediction, request.x_t, request.t)
-        measure = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}[self.loss]
-        return measure(eps_hat.double(), request.eps.double(), reduction="none").mean(dim=(1, 2, 3)).cpu()
+        measures: dict[str, Any] = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+        loss: Tensor = measures[self.loss](eps_hat.double(), request.eps.double(), reduction="none")
+        return loss.mean(dim=(1, 2, 3)).cpu()
 
 
 def copies(n: int, stages: tuple[tuple[int, int], ...]) -> list[int]:
