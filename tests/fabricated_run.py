@@ -59,10 +59,8 @@ def fabricate(
         np.linspace(1.6, 0.4, len(layers))[None, None, :, None] * np.array([0.6, 1.4])[:, None, None, None]
     )
     for metric in metrics:
-        wobble = (
-            rng.normal(0, 0.02, (len(share), *base.shape))
-            * (np.arange(len(share)) > 0)[:, None, None, None, None]
-        )
+        wobble = rng.normal(0, 0.02, (len(share), *base.shape))
+        wobble[0] = 0
         values = base * (1 - share[:, None, None, None, None] * depth + wobble)
         arrays[f"shift/{metric}"] = values.astype(np.float32)
     arrays["prediction/eps"] = (base[:, :, 0] * (1 - 0.01 * share[:, None, None, None])).astype(np.float32)

@@ -1,0 +1,137 @@
+"""How all figures look: colours that survive colour blindness, titles that carry n, unit and direction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+# Okabe and Ito's palette: distinct under every common colour blindness; markers differ as well
+BLUE, ORANGE, VERMILION, GREEN, GREY, BAND = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#707070", "#EEF1F4"
+DPI = 150
+_RC = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "figure.facecolor": "white",
+    "legend.frameon": False,
+    "svg.hashsalt": "gate",
+    "svg.fonttype": "path",
+    "image.interpolation": "nearest",
+}
+_MARKERS = {  # kind -> (colour, marker, filled, what it is called)
+    "technique": (BLUE, "o", True, "technique"),
+    "control": (VERMILION, "s", False, "negative control"),
+    "leak": (ORANGE, "^", False, "leak: sees the input's own pixels"),
+}
+
+Row = Mapping[str, Any]
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The settings of all figures, for a while; the user's own stay as they are."""
+    with rc_context(_RC):
+        yield
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A figure in inches that knows no display and no pyplot."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Any, stem: Path) -> list[Path]:
+    """Write PNG and SVG; the same figure gives the same bytes."""
+    files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
+    figure.savefig(files[0], dpi=DPI, metadata={"Software": None})
+    figure.savefig(files[1], metadata={"Date": None, "Creator": None})
+    return files
+
+
+def kind(row: Row) -> str:
+    """technique, control or leak."""
+    return "control" if row["control"] else "leak" if row["leak"] else "technique"
+
+
+def marker(row: Row) -> dict[str, Any]:
+    """Keywords of `errorbar` for a technique's point."""
+    colour, shape, filled, _ = _MARKERS[kind(row)]
+    return {
+        "color": colour,
+        "ecolor": colour,
+        "marker": shape,
+        "markersize": 6.5,
+        "markerfacecolor": colour if filled else "white",
+        "markeredgewidth": 1.4,
+        "linestyle": "none",
+        "elinewidth": 1.3,
+    }
+
+
+def marker_legend(rows: Sequence[Row]) -> list[Any]:
+    """A legend entry for every kind of point that occurs, where there is more than one kind."""
+    present = [k for k in _MARKERS if any(kind(r) == k for r in rows)]
+    handles = []
+    for name in present if present != ["technique"] else []:
+        colour, shape, filled, label = _MARKERS[name]
+        face = colour if filled else "white"
+        handles.append(
+            Line2D([], [], color=colour, marker=shape, markerfacecolor=face, linestyle="none", label=label)
+        )
+    return handles
+
+
+def ranked(results: Mapping[str, Any]) -> list[Row]:
+    """Rows with a score, best first."""
+    return [r for r in results["ranking"] if finite(r["score"])]
+
+
+def finite(*values: float | None) -> bool:
+    """Whether all of them are numbers."""
+    return all(v is not None and math.isfinite(v) for v in values)
+
+
+def basis(results: Mapping[str, Any]) -> str:
+    """n, data, backbone and noise levels: the second line of a title."""
+    timesteps = ", ".join(str(t) for t in results["axes"]["timestep"])
+    data, config = results["data"], results["config"]
+    return f"n = {data['n']} samples of {data['name']}, backbone {config['backbone']}, t = {timesteps}"
+
+
+def level(results: Mapping[str, Any]) -> int:
+    """The level of the intervals in per cent."""
+    return round(100 * results["score"].get("confidence", 0.95))
+
+
+def whiskers(value: float, low: float | None, high: float | None) -> list[list[float]] | None:
+    """Distances down and up in per cent, as `errorbar` takes them; None without an interval."""
+    if not finite(low, high):
+        return None
+    assert low is not None and high is not None
+    return [[100 * max(0.0, value - low)], [100 * max(0.0, high - value)]]
+
+
+def window(lows: Sequence[float], highs: Sequence[float]) -> tuple[float, float]:
+    """Limits in per cent that show 0 and the gains well: a collapse is cut off at 1.5 times what the rest spans.
+
+    lows, highs: interval bounds as shares.
+    """
+    top = max(100 * max(highs), 1.0)
+    bottom = min(100 * min(lows), -1.0)
+    ordinary = [100 * v for v in lows if 100 * v > -2.5 * top]
+    bottom = max(bottom, min([*ordinary, -0.3 * top]) * 1.0)
+    margin = 0.06 * (top - bottom)
+    return bottom - margin, top + margin

@@ -1,0 +1,51 @@
+"""Input, vanilla's reconstruction and every technique's, side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gate.plots import look
+from gate.plots.mosaic import grid, tile
+
+if TYPE_CHECKING:
+    from gate.run import Run
+
+SIDE, GAP, INCH = 128, 8, 0.78  # pixels of a tile, between tiles, and inches of a tile on paper
+
+
+def draw(run: Run) -> Any:
+    """A row for the input, for vanilla and for each technique by rank; a column per sample. None without images."""
+    pictures, results = run.pictures, run.results
+    if "reconstruction" not in pictures:
+        return None
+    rows = look.ranked(results)
+    places = results["axes"]["technique"]
+    labels = ["input", "vanilla", *(_label(r) for r in rows)]
+    sheets = [pictures["input"], pictures["reconstruction"][0]]
+    sheets += [pictures["reconstruction"][places.index(r["name"])] for r in rows]
+    tiles = [[tile(picture, SIDE) for picture in sheet] for sheet in sheets]
+    count, step = len(tiles[0]), SIDE + GAP
+    figure = look.new_figure(2.6 + INCH * count, 1.3 + INCH * len(tiles))
+    axes = figure.add_subplot()
+    axes.imshow(grid(tiles, GAP))
+    axes.set_yticks([i * step + SIDE / 2 for i in range(len(labels))], labels)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    config = results["config"]
+    axes.set_title(
+        f"Reconstructions, img2img at strength {config['strength']:g}\n"
+        f"{count} samples of {results['data']['name']}, {config['backbone']}\n"
+        "%: image distance that is gone (higher is better; vanilla = 0)",
+        loc="right" if count < 4 else "left",
+        fontsize=9,
+    )
+    return figure
+
+
+def _label(row: look.Row) -> str:
+    image = row["image"]
+    gain = f"\n{100 * image['value']:+.0f} %" if image and look.finite(image["value"]) else ""
+    mark = {"control": " (control)", "leak": " (leak)", "technique": ""}[look.kind(row)]
+    return f"{row['name']}{mark}{gain}"
