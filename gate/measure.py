@@ -86,10 +86,10 @@ class Bench:
 
 
 def auto_batch_size(backbone: Backbone) -> int:
-    """A batch that keeps the processor busy without filling memory: by latent area and device."""
+    """A batch that keeps the processor busy without filling memory: 32 at 64 px, 4 at 512 px, on a GPU four times that."""
     area = (backbone.image_size // 8) ** 2
-    most = 64 if backbone.device.type != "cpu" else 16
-    return max(1, min(most, most * 1024 // max(area, 64) if area > 64 else most))
+    size = max(1, min(32, 16384 // area))
+    return size if backbone.device.type == "cpu" else 4 * size
 
 
 def prepare(

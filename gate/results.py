@@ -15,9 +15,9 @@ from gate.measure import PCA_SAMPLES, Bench, Measured, reference_pca
 from gate.ranking import Entry, Evidence, Ranking, Weights, rank, winners
 from gate.registry import create_technique
 from gate.run import SCHEMA_VERSION
-from gate.statistics import Interval, paired_bca
+from gate.statistics import Figure, Interval, confusion_error, paired_bca
 
-SCORE_PROBES = ("pixel-linear",)
+SCORE_PROBES = ("pixel-linear", "linear")  # the first that the samples have truth for
 WEIGHTS = Weights(suppression=0.5, probe=0.5)
 VANILLA = "vanilla"
 Arrays = dict[str, NDArray[Any]]
@@ -38,7 +38,7 @@ def assemble(
         probe_figures=figures,
         weights=WEIGHTS,
         score_metrics=SCORE_METRICS,
-        score_probes=SCORE_PROBES,
+        score_probes=[p for p in SCORE_PROBES if p in figures][:1],
         seed=bench.config.seed,
         resamples=bench.config.resamples,
         feature_scale={n: _scale(measured[n], measured[VANILLA]) for n in names},
@@ -171,13 +171,16 @@ def _axes(bench: Bench, names: list[str]) -> dict[str, Any]:
 
 
 def _vanilla(bench: Bench, m: Measured) -> dict[str, Any]:
-    from gate.probe import figure
-
     evidence = _evidence(m)
-    probes = {
-        p.name: float(np.mean(figure((evidence.counts or {})[p.name].sum(axis=0), p.figure))) for p in bench.probes
-    }
+    probes = {p.name: _figure((evidence.counts or {})[p.name], p.figure) for p in bench.probes}
     return {"metrics": {k: float(v.mean()) for k, v in evidence.shifts.items()}, "probes": probes, "ms_per_image": m.ms}
+
+
+def _figure(counts: NDArray[np.float64], figure: Figure) -> float:
+    """The probe's figure over all samples, mean over timesteps. counts: (n, t, k, k)."""
+    total = counts.sum(axis=0)
+    margins = np.stack([total.sum(-1), total.sum(-2), np.diagonal(total, axis1=-2, axis2=-1)], axis=-2)
+    return float(1 - confusion_error(margins, figure).mean())
 
 
 def _dense(bench: Bench, measured: Mapping[str, Measured], names: list[str]) -> Arrays:

@@ -171,7 +171,10 @@ def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) ->
     write_json(folder / "results.json", results)
     drop_parts(folder)
     screening = Screening(folder, open_run(folder).results)
-    screening.plot()
+    try:
+        screening.plot()
+    except Exception as error:  # the numbers are safe on the disk; a figure can be drawn again
+        log(f"the figures could not be drawn ({type(error).__name__}: {error}); try: gate plot {folder}")
     return screening
 
 

@@ -10,10 +10,19 @@ import torch
 
 from gate.backbone.contract import Backbone
 from gate.backbone.layers import LayerInfo, unet_layers
+from gate.backbone.memory import keep_freed_memory
 from gate.errors import ConfigurationError, MissingWeightsError, UsageError
 
 EMBEDDED = Path(__file__).parent.parent / "tiny" / "weights"
-HUB_FILES = ["*.json", "*.txt", "*.safetensors", "*.model"]
+HUB_FILES = [  # the parts in full precision, and nothing else of a repository that may hold tens of gigabytes
+    "model_index.json",
+    "scheduler/*.json",
+    "tokenizer/*",
+    "*/config.json",
+    "text_encoder/model.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+]
 
 
 def choose_device(device: str = "auto") -> torch.device:
@@ -97,6 +106,8 @@ def load_backbone(name: str = "tiny", *, device: str = "auto", dtype: str = "aut
     index = read_index(name, folder)
     check_index(name, index)
     where = choose_device(device)
+    if where.type == "cpu":
+        keep_freed_memory()
     return LatentUNet(name, folder, index, device=where, dtype=choose_dtype(dtype, where))
 
 

@@ -29,7 +29,9 @@ class LatentUNet(Backbone):
     ) -> None:
         import diffusers
         from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         self.name, self.source, self.device, self.dtype, self.calls = name, folder, device, dtype, 0
         options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True}
         try:
