@@ -1,4 +1,4 @@
-"""Figures of a run, one file per figure. They read results.json and the arrays of a run, and compute nothing new."""
+"""Figures of a run, one file per figure. They read results.json and the arrays, and compute nothing new."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ __all__ = ["draw_all", "figures"]
 
 
 def figures() -> dict[str, Draw]:
-    """Every figure by file name; each is a function of a run and gives a matplotlib Figure, or None where the run
-    has nothing to show there."""
+    """Every figure by file name: a function of a run that gives a Figure, or None where there is nothing to show."""
     from gate.plots import cost, features, gains, heatmap, ranking, reconstructions
 
     return {

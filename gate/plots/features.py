@@ -1,4 +1,4 @@
-"""What the features look like: three principal components as colours, for input, vanilla and every technique."""
+"""What features look like: three principal components as colours, for input, vanilla and techniques."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BLOCKS = 5  # blocks beside each other; a block is one technique, a tile per sam
 
 
 def draw(run: Run) -> Any:
-    """The input, its clean features, then noised features through vanilla and each technique; None without them."""
+    """The input, its clean features, then features at the largest t through vanilla and each technique."""
     pictures, results = run.pictures, run.results
     if "pca" not in pictures:
         return None
@@ -28,11 +28,11 @@ def draw(run: Run) -> Any:
     across = min(BLOCKS, len(blocks))
     down = math.ceil(len(blocks) / across)
     each = len(pictures["pca_image"])
-    figure = look.new_figure(0.4 + across * (each * INCH + 0.15), 1.1 + down * (INCH + 0.3))
-    cells = figure.subplots(down, across, squeeze=False).flat
+    figure = look.new_figure(0.4 + across * (each * INCH + 0.15), 0.6 + down * (INCH + 0.24))
+    cells = list(figure.subplots(down, across, squeeze=False).flat)
     for axes in cells:
         axes.set_axis_off()
-    for axes, (name, sheet) in zip(cells if False else figure.axes, blocks, strict=False):
+    for axes, (name, sheet) in zip(cells, blocks, strict=False):
         axes.imshow(grid([[tile(picture, SIDE) for picture in sheet]], GAP))
         axes.set_title(_short(name), fontsize=8, loc="center")
     t = results["axes"]["timestep"][-1]
