@@ -15,7 +15,7 @@ __all__ = ["draw_all", "figures"]
 
 
 def figures() -> dict[str, Draw]:
-    """Every figure by file name: a function of a run that gives a Figure, or None where there is nothing to show."""
+    """Every figure by file name: a function of a run that gives a Figure, or None with nothing to show."""
     from gate.plots import cost, features, gains, heatmap, ranking, reconstructions
 
     return {

@@ -29,9 +29,7 @@ def draw(run: Run) -> Any:
             outside.append(f"{row['name']} ({x:+.0f}, {y:+.0f})")
             continue
         style = look.marker(row) | {"elinewidth": 0.8}
-        bars = [
-            look.whiskers(row[k], row[f"{k}_low"], row[f"{k}_high"]) for k in ("suppression", "probe_gain")
-        ]
+        bars = [look.whiskers(row[k], row[f"{k}_low"], row[f"{k}_high"]) for k in limits]
         axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], **style)
         shown.append((x, y, row["name"]))
     axes.set_xlabel("suppression: content shift that is gone, %   (higher is better)")

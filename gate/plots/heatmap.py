@@ -12,8 +12,6 @@ from gate.plots import look
 if TYPE_CHECKING:
     from gate.run import Run
 
-GONE = 0.98  # the quantile of |suppression| at which the colours end, so that one collapse does not bleach the rest
-
 
 def draw(run: Run) -> Any:
     """Rows are techniques in order of rank, columns layers within timesteps; None without shift arrays."""
@@ -28,8 +26,7 @@ def draw(run: Run) -> Any:
     cells = np.mean([suppression(run.arrays[f"shift/{m}"]) for m in metrics], axis=0)[order]  # (rows, t, l)
     layers, timesteps = axes_of["layer"], axes_of["timestep"]
     table = 100 * cells.reshape(len(rows), -1)
-    known = np.abs(table[np.isfinite(table)])
-    limit = max(float(np.quantile(known, GONE)) if known.size else 1.0, 1.0)
+    limit = colour_limit(table[np.isfinite(table)])
     width, columns = 2.9 + 0.55 * table.shape[1], table.shape[1]
     figure = look.new_figure(max(width, 6.8), 1.9 + 0.27 * len(rows))
     axes = figure.add_subplot()
@@ -38,9 +35,8 @@ def draw(run: Run) -> Any:
     if columns <= 24:
         _numbers(axes, table, limit)
     axes.set_yticks(range(len(rows)), [r["name"] for r in rows])
-    axes.set_xticks(
-        range(columns), [*layers] * len(timesteps), rotation=90 if columns > 12 else 0, fontsize=8
-    )
+    turn = 90 if columns > 12 or max(map(len, layers)) > 6 else 0
+    axes.set_xticks(range(columns), [*layers] * len(timesteps), rotation=turn, fontsize=8)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -48,14 +44,8 @@ def draw(run: Run) -> Any:
         if i:
             axes.axvline(i * len(layers) - 0.5, color="black", linewidth=1.2)
         middle = (i + 0.5) * len(layers) - 0.5
-        axes.annotate(
-            f"t = {t}",
-            (middle, 1.0),
-            (0, 4),
-            ("data", "axes fraction"),
-            textcoords="offset points",
-            ha="center",
-        )
+        above = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(f"t = {t}", (middle, 1.0), (0, 4), **above)
     bar = figure.colorbar(shown, ax=axes, extend="both", fraction=0.05, pad=0.02)
     bar.set_label("suppression, %  (blue: better than vanilla)", fontsize=8)
     bar.outline.set_visible(False)
@@ -74,12 +64,21 @@ def feature_metrics(run: Run) -> list[str]:
 
 
 def suppression(shift: NDArray[Any]) -> NDArray[np.float64]:
-    """1 - shift_T / shift_vanilla of each cell, over seeds and samples: (techniques, t, s, l, n) -> (techniques, t, l)."""
+    """1 - shift_T / shift_vanilla per cell, seeds and samples summed: (k, t, s, l, n) -> (k, t, l)."""
     total = shift.astype(np.float64).sum(axis=(2, 4))
     with np.errstate(divide="ignore", invalid="ignore"):
         share: NDArray[np.float64] = 1 - total / total[0]
     share[~np.isfinite(share)] = np.nan
     return share
+
+
+def colour_limit(values: NDArray[np.float64]) -> float:
+    """Where the colours end, in %: a little past the best gain, so that one collapse bleaches nothing else."""
+    if not values.size:
+        return 1.0
+    size = np.abs(values)
+    gain = 1.25 * float(values.max())
+    return max(min(float(np.quantile(size, 0.98)), gain), float(np.quantile(size, 0.75)), 1.0)
 
 
 def _numbers(axes: Any, table: NDArray[np.float64], limit: float) -> None:

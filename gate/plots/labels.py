@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib.patheffects import withStroke
+
 Box = tuple[float, float, float, float]  # left, bottom, right, top in pixels
 _ANGLES = (0, 180, 45, 315, 135, 225, 90, 270, 20, 340, 160, 200)
 _RADII = (9, 18, 30, 45, 62, 80, 100, 125, 150)
@@ -25,7 +27,8 @@ def place_labels(figure: Any, axes: Any, points: Sequence[tuple[float, float, st
     if legend is not None:
         taken.append(tuple(legend.get_window_extent(renderer).extents))
     for (x, y, name), centre in zip(points, centres, strict=True):
-        text = axes.annotate(name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=size)
+        text = axes.annotate(name, (x, y), (0, 0), "data", "offset points", fontsize=size, zorder=5)
+        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
         extent = text.get_window_extent(renderer)
         dx, dy, box = _free_place(centre, extent.width, extent.height, taken, frame, scale)
         taken.append(box)

@@ -125,13 +125,9 @@ def whiskers(value: float, low: float | None, high: float | None) -> list[list[f
 
 
 def window(lows: Sequence[float], highs: Sequence[float]) -> tuple[float, float]:
-    """Limits in per cent that show 0 and the gains well: a collapse is cut off at 1.5 times what the rest spans.
-
-    lows, highs: interval bounds as shares.
-    """
+    """Limits in per cent that show 0 and the gains well; what collapsed lies outside. lows, highs: shares."""
     top = max(100 * max(highs), 1.0)
-    bottom = min(100 * min(lows), -1.0)
     ordinary = [100 * v for v in lows if 100 * v > -2.5 * top]
-    bottom = max(bottom, min([*ordinary, -0.3 * top]) * 1.0)
+    bottom = min([*ordinary, -0.15 * top])
     margin = 0.06 * (top - bottom)
     return bottom - margin, top + margin

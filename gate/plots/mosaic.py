@@ -12,14 +12,12 @@ Image = NDArray[np.uint8]  # (h, w, 3)
 
 
 def tile(picture: NDArray[Any], side: int) -> Image:
-    """A picture, uint8 or float in [0, 1], as a square of side x side: enlarged in blocks, reduced by averaging."""
+    """A picture, uint8 or float in [0, 1], as a square of side x side: enlarged in blocks or averaged."""
     from PIL import Image as Pillow
 
-    values = (
-        picture
-        if picture.dtype == np.uint8
-        else (np.nan_to_num(picture).clip(0, 1) * 255).round().astype(np.uint8)
-    )
+    values = picture
+    if values.dtype != np.uint8:
+        values = (np.nan_to_num(picture).clip(0, 1) * 255).round().astype(np.uint8)
     how = Pillow.Resampling.NEAREST if picture.shape[0] <= side else Pillow.Resampling.BOX
     return np.asarray(Pillow.fromarray(values).resize((side, side), how))
 

@@ -32,10 +32,11 @@ def draw(run: Run) -> Any:
         axes.annotate(label, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8.5)
     axes.axvline(0, color="black", linewidth=1)
     axes.set(xlim=(left, right), ylim=(len(rows) - 0.5, -0.5))
-    axes.set_yticks(
-        range(len(rows)), [f"{r['name']}  {r['rank']}{'=' if r['tied_with'] else ' '}" for r in rows]
-    )
-    axes.tick_params(axis="y", length=0)
+    axes.set_yticks(range(len(rows)), [r["name"] for r in rows])
+    for y, row in enumerate(rows):
+        place = f"{row['rank']}{'=' if row['tied_with'] else ''}"
+        axes.annotate(place, (0, y), (-26, 0), ("axes fraction", "data"), "offset points", va="center")
+    axes.tick_params(axis="y", length=0, pad=30)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("GATE score: vanilla's error that is gone, %   (higher is better; vanilla = 0)")
     axes.set_title(f"Ranking, {look.level(run.results)} % intervals\n{look.basis(run.results)}")

@@ -14,7 +14,7 @@ SIDE, GAP, INCH = 128, 8, 0.78  # pixels of a tile, between tiles, and inches of
 
 
 def draw(run: Run) -> Any:
-    """A row for the input, for vanilla and for each technique by rank; a column per sample. None without images."""
+    """A row for the input, vanilla and each technique by rank; a column per sample. None without images."""
     pictures, results = run.pictures, run.results
     if "reconstruction" not in pictures:
         return None
@@ -25,7 +25,7 @@ def draw(run: Run) -> Any:
     sheets += [pictures["reconstruction"][places.index(r["name"])] for r in rows]
     tiles = [[tile(picture, SIDE) for picture in sheet] for sheet in sheets]
     count, step = len(tiles[0]), SIDE + GAP
-    figure = look.new_figure(2.6 + INCH * count, 1.3 + INCH * len(tiles))
+    figure = look.new_figure(max(2.2 + INCH * count, 4.4), 1.3 + INCH * len(tiles))
     axes = figure.add_subplot()
     axes.imshow(grid(tiles, GAP))
     axes.set_yticks([i * step + SIDE / 2 for i in range(len(labels))], labels)
@@ -34,18 +34,19 @@ def draw(run: Run) -> Any:
     for spine in axes.spines.values():
         spine.set_visible(False)
     config = results["config"]
-    axes.set_title(
+    figure.suptitle(
         f"Reconstructions, img2img at strength {config['strength']:g}\n"
         f"{count} samples of {results['data']['name']}, {config['backbone']}\n"
         "%: image distance that is gone (higher is better; vanilla = 0)",
-        loc="right" if count < 4 else "left",
         fontsize=9,
+        x=0.01,
+        ha="left",
     )
     return figure
 
 
 def _label(row: look.Row) -> str:
     image = row["image"]
-    gain = f"\n{100 * image['value']:+.0f} %" if image and look.finite(image["value"]) else ""
+    gain = f"\n{100 * image['value']:+.1f} %" if image and look.finite(image["value"]) else ""
     mark = {"control": " (control)", "leak": " (leak)", "technique": ""}[look.kind(row)]
     return f"{row['name']}{mark}{gain}"
