@@ -28,7 +28,7 @@ def draw(run: Run) -> Any:
     table = 100 * cells.reshape(len(rows), -1)
     limit = colour_limit(table[np.isfinite(table)])
     width, columns = 2.9 + 0.55 * table.shape[1], table.shape[1]
-    figure = look.new_figure(max(width, 6.8), 1.9 + 0.27 * len(rows))
+    figure = look.new_figure(max(width, 6.8), max(1.9 + 0.27 * len(rows), 3.4))
     axes = figure.add_subplot()
     colours = colormaps["RdBu"].with_extremes(bad="#D9D9D9")
     shown = axes.imshow(np.ma.masked_invalid(table), cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
@@ -73,7 +73,7 @@ def suppression(shift: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def colour_limit(values: NDArray[np.float64]) -> float:
-    """Where the colours end, in %: a little past the best gain, so that one collapse bleaches nothing else."""
+    """Where the colours end, in %: past the best gain, so that one collapse does not bleach the rest."""
     if not values.size:
         return 1.0
     size = np.abs(values)
@@ -86,4 +86,12 @@ def _numbers(axes: Any, table: NDArray[np.float64], limit: float) -> None:
         if np.isfinite(value):
             digits = 1 if abs(value) < 10 else 0
             light = "white" if abs(value) > 0.6 * limit else "black"
-            axes.text(x, y, f"{value:.{digits}f}", ha="center", va="center", fontsize=7, color=light)
+            axes.text(
+                x,
+                y,
+                f"{round(value, digits) + 0.0:.{digits}f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color=light,
+            )

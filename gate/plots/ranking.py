@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from gate.plots import look
+from gate.table import percent
 
 if TYPE_CHECKING:
     from gate.run import Run
@@ -28,7 +29,7 @@ def draw(run: Run) -> Any:
             spread = look.whiskers(row["score"], row["ci_low"], row["ci_high"])
             axes.errorbar(value, y, xerr=spread, **look.marker(row))
         star = "*" if row["verdict"] != "none" else ""
-        label = f"{value:+.1f}{star}"
+        label = f"{percent(row['score'])}{star}"
         axes.annotate(label, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8.5)
     axes.axvline(0, color="black", linewidth=1)
     axes.set(xlim=(left, right), ylim=(len(rows) - 0.5, -0.5))

@@ -36,7 +36,7 @@ def draw(run: Run) -> Any:
     config = results["config"]
     figure.suptitle(
         f"Reconstructions, img2img at strength {config['strength']:g}\n"
-        f"{count} samples of {results['data']['name']}, {config['backbone']}\n"
+        f"{count} sample{'s' if count > 1 else ''} of {results['data']['name']}, {config['backbone']}\n"
         "%: image distance that is gone (higher is better; vanilla = 0)",
         fontsize=9,
         x=0.01,
