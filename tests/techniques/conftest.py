@@ -11,6 +11,7 @@ import torch
 import gate
 from gate.backbone import Backbone
 from gate.data import load_data
+from gate.request import Batch
 from gate.sample import SampleSet
 
 WIDTH = 32
@@ -86,5 +87,11 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 @pytest.fixture(scope="session")
 def samples(backbone: Backbone) -> SampleSet:
-    """Four captioned and labelled scenes."""
-    return load_data("scenes-held-out", n=4, size=backbone.image_size)
+    """Three captioned and labelled scenes."""
+    return load_data("scenes-held-out", n=3, size=backbone.image_size)
+
+
+@pytest.fixture(scope="session")
+def batch(backbone: Backbone, samples: SampleSet) -> Batch:
+    """All of them as one batch."""
+    return backbone.batch(samples.samples, everyone=samples, class_names=samples.classes)

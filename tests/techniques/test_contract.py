@@ -1,0 +1,75 @@
+"""Every technique, variant and composition that ships keeps the contract, on a random pipeline."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from gate.backbone import Backbone
+from gate.registry import create_technique, everything, plugins
+from gate.sample import SampleSet
+from gate.technique import Technique
+from gate.testing import check_technique
+
+QUICK = {  # the same code in fewer calls
+    "prompt-search": "prompt-search[candidates=('a bird','a tool','a fruit'),stages=((1,2),(2,1))]",
+    "noise-ensemble": "noise-ensemble[members=3]",
+    "ddim-inversion": "ddim-inversion[steps=3]",
+    "prompt+noise-ensemble": "prompt+noise-ensemble[members=2]",
+    "prompt+ddim-inversion": "prompt+ddim-inversion[steps=2]",
+}
+MIXED = (
+    "ddim-inversion[steps=2]+guidance-pag+timestep-ensemble[offsets=(-25,0)]",
+    "noise-ensemble[members=2]+guidance-cfg+freeu",
+    "guidance[guider='seg',steps=2]",
+    "guidance[guider='slg',scale=0]",
+    "prompt[template='a drawing of {caption}',quality='low quality']",
+)
+
+
+@pytest.mark.parametrize("name", [*everything(), *MIXED])
+def test_keeps_the_contract(name: str, backbone: Backbone, samples: SampleSet) -> None:
+    report = check_technique(QUICK.get(name, name), backbone, samples)
+    assert report.ok, str(report)
+    assert len(report.findings) == 11
+
+
+def test_all_of_this_project_are_listed_and_load() -> None:
+    ours = [p for p in plugins("technique").values() if p.target.startswith("gate.techniques.")]
+    assert {p.name for p in ours} == {
+        "prompt", "generic-prompt", "shuffled-prompt", "guidance", "freeu", "ddim-inversion",
+        "noise-ensemble", "timestep-ensemble", "shared-timestep", "prompt-search",
+    }  # fmt: skip
+    assert not [p.error for p in ours if p.error]
+
+
+@pytest.mark.parametrize("name", everything())
+def test_states_its_source_and_what_settings_do(name: str) -> None:
+    technique = create_technique(name)
+    assert technique.source
+    parts = getattr(technique, "parts", (technique,))
+    for part in parts:
+        described = " ".join(type(c).__doc__ or "" for c in (part,)) + " ".join(
+            c.__doc__ or "" for c in type(part).__mro__ if issubclass(c, Technique)
+        )
+        assert all(setting in described for setting in part.settings), part.name
+
+
+def test_controls_leaks_and_needs_are_facts() -> None:
+    assert create_technique("guidance-cfg").control and create_technique("shuffled-prompt").control
+    assert not create_technique("guidance-apg").control and not create_technique("prompt").control
+    assert create_technique("ddim-inversion").leak
+    assert create_technique("guidance-cfg").needs == {"captions"}
+    assert create_technique("guidance-pag").needs == frozenset()
+    assert create_technique("prompt+guidance-cfg").control
+
+
+def test_importing_techniques_imports_neither_torch_nor_diffusers() -> None:
+    code = (
+        "import sys; from gate.registry import everything, create_technique\n"
+        "assert [create_technique(n).cost for n in everything()]\n"
+        "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
