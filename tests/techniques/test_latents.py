@@ -1,4 +1,4 @@
-"""ddim-inversion, noise-ensemble, timestep-ensemble, shared-timestep: where on the noise axis calls happen."""
+"""ddim-inversion, noise-ensemble, timestep-ensemble, shared-timestep: where on the noise axis they call."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_timestep_ensemble_is_the_mean_over_clamped_offsets(batch: Batch) -> Non
 
 
 def test_inverting_and_going_back_returns_the_latent(batch: Batch) -> None:
-    # a random denoiser bends the path more than a trained one does, so the error is compared with the step's size
+    # a random denoiser bends the path as a trained one does not, so the error is compared with the way gone
     errors = []
     for steps in (8, 64):
         technique = create_technique("ddim-inversion", steps=steps)

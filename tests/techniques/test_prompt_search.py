@@ -97,5 +97,5 @@ def test_without_class_names_or_candidates_it_is_refused(batch: Batch, samples: 
 
 @pytest.mark.parametrize("stages", [(), ((2, 4),), ((2, 4), (3, 1)), ((0, 1),), ((4, 2), (4, 1))])
 def test_impossible_stages_are_refused(stages: tuple[tuple[int, int], ...]) -> None:
-    with pytest.raises(UsageError, match="stage|copies"):
+    with pytest.raises(UsageError, match=r"stage|copies"):
         create_technique("prompt-search", stages=stages)
