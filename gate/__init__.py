@@ -24,7 +24,24 @@ _HOMES = {
     "SampleSet": "gate.sample",
     "GateError": "gate.errors",
 }
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "Backbone",
+    "Cost",
+    "GateError",
+    "Metric",
+    "Probe",
+    "Sample",
+    "SampleSet",
+    "ScreenConfig",
+    "Screening",
+    "Technique",
+    "__version__",
+    "capture",
+    "create_technique",
+    "list_techniques",
+    "load_backbone",
+    "screen",
+]
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone, capture, load_backbone

@@ -74,7 +74,9 @@ def make_config(values: dict[str, Any], file: str | Path | None = None) -> Scree
         try:
             read = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
         except (OSError, yaml.YAMLError) as error:
-            raise UsageError(f"The config file {file} cannot be read: {str(error).splitlines()[0]}") from error
+            raise UsageError(
+                f"The config file {file} cannot be read: {str(error).splitlines()[0]}"
+            ) from error
         if not isinstance(read, dict):
             raise UsageError(f"The config file {file} must hold settings as 'name: value' lines.")
         merged.update(read)

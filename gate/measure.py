@@ -77,16 +77,19 @@ class Bench:
         total = len(self.samples) if count is None else count
         for i in range(0, total, size):
             rows = slice(i, min(i + size, total))
-            yield rows, self.backbone.batch(
-                self.samples[rows].samples,
-                self.x0[rows],
-                everyone=self.samples,
-                class_names=self.samples.classes,
+            yield (
+                rows,
+                self.backbone.batch(
+                    self.samples[rows].samples,
+                    self.x0[rows],
+                    everyone=self.samples,
+                    class_names=self.samples.classes,
+                ),
             )
 
 
 def auto_batch_size(backbone: Backbone) -> int:
-    """A batch that keeps the processor busy without filling memory: 32 at 64 px, 4 at 512 px, on a GPU four times that."""
+    """A batch that keeps the processor busy without filling memory: 32 at 64 px, 4 at 512 px, GPUs four times that."""
     area = (backbone.image_size // 8) ** 2
     size = max(1, min(32, 16384 // area))
     return size if backbone.device.type == "cpu" else 4 * size
@@ -102,7 +105,9 @@ def prepare(
     """Latents, folds and the vanilla reference at t = 0, once for all techniques."""
     layers = resolve_layers(config.layers, backbone.layer_paths)
     size = auto_batch_size(backbone) if config.batch_size == "auto" else config.batch_size
-    x0 = torch.cat([backbone.encode(pixels(samples[i : i + size].samples)) for i in range(0, len(samples), size)])
+    x0 = torch.cat(
+        [backbone.encode(pixels(samples[i : i + size].samples)) for i in range(0, len(samples), size)]
+    )
     folds = make_folds(samples, n_folds=config.folds, seed=config.seed) if probes else None
     bench = Bench(backbone, samples, x0, config, layers, tuple(metrics), tuple(probes), folds, size)
     parts: dict[str, list[Tensor]] = {layer: [] for layer in layers}
@@ -112,10 +117,14 @@ def prepare(
                 parts[layer].append(value)
     references = {layer: torch.cat(p) for layer, p in parts.items()}
     basis = _pca_basis(references[_pca_layer(references)][:PCA_SAMPLES])
-    return Bench(backbone, samples, x0, config, layers, tuple(metrics), tuple(probes), folds, size, references, basis)
+    return Bench(
+        backbone, samples, x0, config, layers, tuple(metrics), tuple(probes), folds, size, references, basis
+    )
 
 
-def measure(bench: Bench, technique: Technique, tick: Tick = lambda done: None, *, batch_size: int = 0) -> Measured:
+def measure(
+    bench: Bench, technique: Technique, tick: Tick = lambda done: None, *, batch_size: int = 0
+) -> Measured:
     """All numbers of one technique. tick(rows) is called as passes finish. Raises what the technique raises."""
     config, backbone, n = bench.config, bench.backbone, len(bench.samples)
     out = _empty(bench)
@@ -140,9 +149,18 @@ def measure(bench: Bench, technique: Technique, tick: Tick = lambda done: None, 
                     spent += time.perf_counter() - began
                     _record(bench, out, response, own, batch, (i, s, rows))
                     if bench.probes:
-                        maps.setdefault((i, s), []).append(probe_map(response.features, PROBE_SIDE).float().cpu().numpy())
-                    squares += torch.stack([f.double().square().mean() for f in response.features.values()]).cpu() * len(batch)
-                    if i == len(config.timesteps) - 1 and s == 0 and rows.start == 0 and bench.pca_basis is not None:
+                        maps.setdefault((i, s), []).append(
+                            probe_map(response.features, PROBE_SIDE).float().cpu().numpy()
+                        )
+                    squares += torch.stack(
+                        [f.double().square().mean() for f in response.features.values()]
+                    ).cpu() * len(batch)
+                    if (
+                        i == len(config.timesteps) - 1
+                        and s == 0
+                        and rows.start == 0
+                        and bench.pca_basis is not None
+                    ):
                         out.pca = _pca(bench, response)
                     tick(len(batch))
         passes = n * len(config.timesteps) * config.seeds
@@ -158,6 +176,16 @@ def measure(bench: Bench, technique: Technique, tick: Tick = lambda done: None, 
             assert bench.folds is not None
             out.counts[probe.name][i, s] = probe.evaluate(features, bench.samples, bench.folds)
     return out
+
+
+def _probe_maps(response: Response) -> Array:
+    maps: Array = probe_map(response.features, PROBE_SIDE).float().cpu().numpy()
+    return maps
+
+
+def _mean_squares(response: Response) -> Tensor:
+    """(l,) float64, mean square of each layer's features."""
+    return torch.stack([f.double().square().mean() for f in response.features.values()]).cpu()
 
 
 def _empty(bench: Bench) -> Measured:
@@ -197,7 +225,9 @@ def _record(
         for j, layer in enumerate(bench.layers):
             feature = response.features[layer].float()
             for key, reference in (("", bench.references[layer][rows]), ("@own", own[layer])):
-                out.shift[metric.name + key][i, s, j, rows] = metric.shift(feature, reference.float()).cpu().numpy()
+                out.shift[metric.name + key][i, s, j, rows] = (
+                    metric.shift(feature, reference.float()).cpu().numpy()
+                )
     t = torch.full((len(batch),), bench.config.timesteps[i])
     eps = batch.noise(bench.config.seed + s)
     a, noise = bench.backbone.schedule.coefficients(t, batch.x0)

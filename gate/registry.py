@@ -40,7 +40,9 @@ def plugins(kind: Kind) -> dict[str, Plugin]:
         plugin = _load(kind, point)
         if point.name in found:
             both = f"{found[point.name].target} and {point.value} both claim the name {point.name!r}"
-            plugin = Plugin(point.name, kind, point.value, plugin.distribution, None, f"{both}; uninstall one")
+            plugin = Plugin(
+                point.name, kind, point.value, plugin.distribution, None, f"{both}; uninstall one"
+            )
         found[point.name] = plugin
     return found
 
@@ -49,13 +51,16 @@ def _load(kind: Kind, point: EntryPoint) -> Plugin:
     distribution = point.dist.name if point.dist else "unknown"
     try:
         cls = point.load()
-        if not isinstance(cls, type) or not getattr(cls, "name", ""):
+        name = getattr(cls, "name", "")
+        if not isinstance(cls, type) or not name:
             raise TypeError(f"{point.value} is not a {kind} class with a name")
         if kind == "technique" and not issubclass(cls, Technique):
             raise TypeError(f"{point.value} does not derive from gate.Technique")
-        if cls.name != point.name:
-            raise TypeError(f"{point.value} calls itself {cls.name!r} but is registered as {point.name!r}")
-    except Exception as error:  # whatever a stranger's module raises: it is shown in `gate list`, and refused on use
+        if name != point.name:
+            raise TypeError(f"{point.value} calls itself {name!r} but is registered as {point.name!r}")
+    except (
+        Exception
+    ) as error:  # whatever a stranger's module raises: it is shown in `gate list`, and refused on use
         return Plugin(point.name, kind, point.value, distribution, None, f"{type(error).__name__}: {error}")
     return Plugin(point.name, kind, point.value, distribution, cls)
 
@@ -101,7 +106,9 @@ def create_technique(name: str, **settings: Any) -> Technique:
     parts = _split(name, "+")
     if len(parts) > 1:
         if settings:
-            raise UsageError(f"Settings of {name} belong in brackets, as in {parts[0]}[setting=value]+{parts[1]}.")
+            raise UsageError(
+                f"Settings of {name} belong in brackets, as in {parts[0]}[setting=value]+{parts[1]}."
+            )
         return Composition(parts=tuple(create_technique(p) for p in parts))
     head, given = _parse(name)
     known = technique_names()
@@ -189,7 +196,9 @@ def _head(name: str) -> str:
 def _parse(name: str) -> tuple[str, dict[str, Any]]:
     match = re.fullmatch(r"([^\[\]]+)(?:\[(.*)\])?", name)
     if match is None:
-        raise UsageError(f"Technique {name!r} does not read; write NAME or NAME[setting=value,setting=value].")
+        raise UsageError(
+            f"Technique {name!r} does not read; write NAME or NAME[setting=value,setting=value]."
+        )
     settings: dict[str, Any] = {}
     for item in _split(match[2] or "", ","):
         key, equals, value = item.partition("=")

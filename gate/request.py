@@ -115,7 +115,14 @@ class Batch:
         """The reference: clean latents at t = 0, no noise."""
         steps = torch.zeros(len(self), dtype=torch.long)
         return Request(
-            self.x0, steps, steps, torch.zeros_like(self.x0), conditioning or self.neutral, self, 0, origin="clean"
+            self.x0,
+            steps,
+            steps,
+            torch.zeros_like(self.x0),
+            conditioning or self.neutral,
+            self,
+            0,
+            origin="clean",
         )
 
 
@@ -157,7 +164,9 @@ class Request:
         if self.origin != "noised":
             return self
         eps = self.batch.noise(seed)
-        return self.with_(x_t=self.batch.backbone.schedule.add_noise(self.batch.x0, eps, self.t), eps=eps, seed=seed)
+        return self.with_(
+            x_t=self.batch.backbone.schedule.add_noise(self.batch.x0, eps, self.t), eps=eps, seed=seed
+        )
 
     def moved(self, x_t: Tensor, t: Tensor) -> Request:
         """The same request at another state x_t of noise level t; eps becomes the noise that x_t implies."""

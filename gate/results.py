@@ -173,7 +173,11 @@ def _axes(bench: Bench, names: list[str]) -> dict[str, Any]:
 def _vanilla(bench: Bench, m: Measured) -> dict[str, Any]:
     evidence = _evidence(m)
     probes = {p.name: _figure((evidence.counts or {})[p.name], p.figure) for p in bench.probes}
-    return {"metrics": {k: float(v.mean()) for k, v in evidence.shifts.items()}, "probes": probes, "ms_per_image": m.ms}
+    return {
+        "metrics": {k: float(v.mean()) for k, v in evidence.shifts.items()},
+        "probes": probes,
+        "ms_per_image": m.ms,
+    }
 
 
 def _figure(counts: NDArray[np.float64], figure: Figure) -> float:
@@ -187,7 +191,12 @@ def _dense(bench: Bench, measured: Mapping[str, Measured], names: list[str]) -> 
     """Every number, axis 0 the techniques with vanilla first."""
     order = [measured[n] for n in (VANILLA, *names)]
     arrays: Arrays = {}
-    for head, table in (("shift", "shift"), ("prediction", "prediction"), ("probe", "counts"), ("image", "image")):
+    for head, table in (
+        ("shift", "shift"),
+        ("prediction", "prediction"),
+        ("probe", "counts"),
+        ("image", "image"),
+    ):
         for key in getattr(order[0], table):
             arrays[f"{head}/{key}"] = np.stack([getattr(m, table)[key] for m in order])
     arrays["feature-scale"] = np.stack([m.scale for m in order if m.scale is not None])
@@ -200,7 +209,9 @@ def _pictures(bench: Bench, measured: Mapping[str, Measured], names: list[str]) 
     if order[0].reconstructions is not None:
         count = len(order[0].reconstructions)
         pictures["input"] = np.stack([s.image for s in bench.samples[:count]])
-        pictures["reconstruction"] = np.stack([m.reconstructions for m in order if m.reconstructions is not None])
+        pictures["reconstruction"] = np.stack(
+            [m.reconstructions for m in order if m.reconstructions is not None]
+        )
     if order[0].pca is not None:
         pictures["pca"] = np.stack([m.pca for m in order if m.pca is not None])
         pictures["pca_input"] = reference_pca(bench)

@@ -57,7 +57,11 @@ def open_run(path: str | Path) -> Run:
     folder = Path(path)
     file = folder / "results.json"
     if not file.is_file():
-        hint = f" It was interrupted; finish it with: gate resume {folder}" if (folder / "run.json").is_file() else ""
+        hint = (
+            f" It was interrupted; finish it with: gate resume {folder}"
+            if (folder / "run.json").is_file()
+            else ""
+        )
         raise UsageError(f"{folder} holds no results.json, so it is not a finished run.{hint}")
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
@@ -65,7 +69,9 @@ def open_run(path: str | Path) -> Run:
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is damaged; screen again.") from error
     if version > SCHEMA_VERSION:
-        raise UsageError(f"{folder} was written by a newer gate (schema {version}); upgrade gate-screen to read it.")
+        raise UsageError(
+            f"{folder} was written by a newer gate (schema {version}); upgrade gate-screen to read it."
+        )
     return Run(folder, results)
 
 
@@ -81,11 +87,15 @@ def create_directory(output: str | None) -> Path:
     else:
         folder = Path(output).expanduser()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(f"{folder} exists already; choose another --output, or finish it: gate resume {folder}")
+            raise UsageError(
+                f"{folder} exists already; choose another --output, or finish it: gate resume {folder}"
+            )
     try:
         (folder / "parts").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigurationError(f"{folder} cannot be written ({error.strerror}); choose another --output.") from error
+        raise ConfigurationError(
+            f"{folder} cannot be written ({error.strerror}); choose another --output."
+        ) from error
     return folder
 
 
@@ -133,9 +143,16 @@ def load_part(folder: Path, name: str) -> Measured | None:
     if not file.is_file():
         return None
     arrays = _load(file)
-    tables = {t: {k[len(t) + 1 :]: v for k, v in arrays.items() if k.startswith(f"{t}/")} for t in _TABLES}
-    numbers = dict(zip(_NUMBERS, arrays["numbers"].tolist(), strict=True))
-    return Measured(**tables, **{k: arrays.get(k) for k in _ARRAYS}, **numbers)
+    measured = Measured()
+    for table in _TABLES:
+        setattr(
+            measured, table, {k[len(table) + 1 :]: v for k, v in arrays.items() if k.startswith(f"{table}/")}
+        )
+    for key in _ARRAYS:
+        setattr(measured, key, arrays.get(key))
+    for key, value in zip(_NUMBERS, arrays["numbers"].tolist(), strict=True):
+        setattr(measured, key, value)
+    return measured
 
 
 def drop_parts(folder: Path) -> None:

@@ -92,7 +92,9 @@ class SampleSet(Sequence[Sample]):
 
     @property
     def has_masks(self) -> bool:
-        return bool(self.mask_classes) and bool(self.samples) and all(s.mask is not None for s in self.samples)
+        return (
+            bool(self.mask_classes) and bool(self.samples) and all(s.mask is not None for s in self.samples)
+        )
 
     def fingerprint(self) -> str:
         """Hash over ids, captions, labels and masks, in order: 16 hexadecimal digits."""

@@ -63,7 +63,9 @@ class NoiseSchedule:
     def check(self, t: int) -> int:
         """t itself where it is a timestep of this schedule, else an error."""
         if not 0 <= t < len(self):
-            raise ConfigurationError(f"Timestep {t} lies outside this schedule; choose one in 0 ... {len(self) - 1}.")
+            raise ConfigurationError(
+                f"Timestep {t} lies outside this schedule; choose one in 0 ... {len(self) - 1}."
+            )
         return t
 
     def alpha_bar(self, t: Tensor) -> Tensor:
@@ -91,7 +93,7 @@ class NoiseSchedule:
         return (x_t - a * x0) / s
 
     def x0_from(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """x0_hat, (b, c, h, w). v = a eps - s x0 (Salimans & Ho 2022); flow velocity = eps - x0 (Lipman et al. 2023)."""
+        """x0_hat, (b, c, h, w). v = a eps - s x0 (Salimans & Ho 2022); flow = eps - x0 (Lipman et al. 2023)."""
         a, s = self.coefficients(t, x_t)
         if self.prediction_type == "epsilon":
             return (x_t - s * prediction) / a

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from gate.config import ScreenConfig, make_config
-from gate.errors import EXIT_PARTIAL, ConfigurationError, GateError, OutOfMemoryError, UnsuitableError, UsageError
+from gate.errors import (
+    EXIT_PARTIAL,
+    ConfigurationError,
+    GateError,
+    OutOfMemoryError,
+    UnsuitableError,
+    UsageError,
+)
 from gate.registry import create_technique, select_plugins, select_techniques
 from gate.run import (
     Run,
@@ -138,9 +145,13 @@ def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) ->
     backbone = load_backbone(config.backbone, device=config.device, dtype=config.dtype)
     samples = load_for(config, size=backbone.image_size)
     if len(samples) < MIN_SAMPLES:
-        raise ConfigurationError(f"A screening needs {MIN_SAMPLES} images or more; {samples.name} has {len(samples)}.")
+        raise ConfigurationError(
+            f"A screening needs {MIN_SAMPLES} images or more; {samples.name} has {len(samples)}."
+        )
     if samples.skipped:
-        log(f"{len(samples.skipped)} of {len(samples) + len(samples.skipped)} files were skipped; see results.json")
+        log(
+            f"{len(samples.skipped)} of {len(samples) + len(samples.skipped)} files were skipped; see results.json"
+        )
     for t in config.timesteps:
         backbone.schedule.check(t)
     probes = [p for p in select_plugins("probe", config.probes) if _served(p, samples, config.probes, log)]
@@ -182,7 +193,9 @@ def _served(probe: Any, samples: Any, asked: tuple[str, ...], log: Log) -> bool:
     """Whether the samples carry what a probe learns from; named probes are refused, the default ones left out."""
     present = samples.has_labels if probe.needs == "labels" else samples.has_masks
     if not present and asked != ("all",):
-        raise ConfigurationError(f"The probe {probe.name} needs {probe.needs}, and {samples.name} has none; add them.")
+        raise ConfigurationError(
+            f"The probe {probe.name} needs {probe.needs}, and {samples.name} has none; add them."
+        )
     if not present:
         log(f"probe {probe.name} is left out: {samples.name} has no {probe.needs}")
     return bool(present)
@@ -192,7 +205,9 @@ def _same_or_new(folder: Path, run: Mapping[str, Any]) -> None:
     """Refuse to resume with other weights or samples than the run began with."""
     file = folder / "run.json"
     if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["hashes"] != run["hashes"]:
-        raise ConfigurationError(f"The weights or images of {folder} have changed since it began; screen again.")
+        raise ConfigurationError(
+            f"The weights or images of {folder} have changed since it began; screen again."
+        )
 
 
 def _measure_all(
@@ -220,7 +235,9 @@ def _measure_all(
                 except Exception as error:  # a technique may be a stranger's: record it, tell it, go on
                     if name == VANILLA:
                         raise
-                    reason = str(error) if isinstance(error, GateError) else f"{type(error).__name__}: {error}"
+                    reason = (
+                        str(error) if isinstance(error, GateError) else f"{type(error).__name__}: {error}"
+                    )
                     fix = f"Run: gate check '{name}'"
                     skipped.append({"name": name, "reason": reason, "fix": fix, "failed": True})
                 if finished is None:

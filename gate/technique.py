@@ -81,17 +81,20 @@ class Technique:
         """Raise `UnsuitableError` where this backbone or these samples cannot be served."""
         if backbone.family not in self.families:
             raise UnsuitableError(
-                f"{self.name} serves {', '.join(sorted(self.families))} backbones, {backbone.name} is {backbone.family}."
+                f"{self.name} serves {', '.join(sorted(self.families))} backbones, "
+                f"{backbone.name} is {backbone.family}."
             )
         if "captions" in self.needs and not samples.has_captions:
             raise UnsuitableError(
-                f"{self.name} needs a caption for every image.", "Add NAME.txt beside each image, or captions.csv."
+                f"{self.name} needs a caption for every image.",
+                "Add NAME.txt beside each image, or captions.csv.",
             )
         if "labels" in self.needs and not samples.has_labels:
             raise UnsuitableError(f"{self.name} needs labels.", "Sort the images into a folder per class.")
         if "class-names" in self.needs and len(samples.classes) < 2:
             raise UnsuitableError(
-                f"{self.name} chooses among class names.", "Sort the images into a folder per class, or set candidates."
+                f"{self.name} chooses among class names.",
+                "Sort the images into a folder per class, or set candidates.",
             )
 
     def fit(self, backbone: Backbone, samples: SampleSet) -> None:
@@ -130,7 +133,9 @@ class Composition(Technique):
     def __post_init__(self) -> None:
         replacing = [p.name for p in self.parts if p.replaces_latent]
         if len(replacing) > 1:
-            raise UsageError(f"{' and '.join(replacing)} both replace the latent and cannot be combined; choose one.")
+            raise UsageError(
+                f"{' and '.join(replacing)} both replace the latent and cannot be combined; choose one."
+            )
         names = [p.name for p in self.parts]
         for name in names:
             if names.count(name) > 1:
@@ -218,8 +223,8 @@ def with_settings(cls: type[Technique], name: str, settings: Mapping[str, Any]) 
 def run(technique: Technique, request: Request, layers: Sequence[str]) -> Response:
     """One pass through a technique that is attached: start, then denoise around the backbone's own call.
 
-    The reference at t = 0 and the later states of a trajectory never start elsewhere, and a call repeated on the very same clean or sampled request is
-    answered from the first (an ensemble of one state is that state).
+    The reference at t = 0 and the later states of a trajectory never start elsewhere. A call repeated on the very same
+    clean or sampled request is answered from the first: an ensemble of one state is that state.
     """
     backbone = request.batch.backbone
     seen: list[tuple[Request, Response]] = []

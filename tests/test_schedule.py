@@ -83,7 +83,10 @@ def test_coefficients_and_ddim_step_are_those_of_diffusers() -> None:
 
 
 def test_a_ddim_step_there_and_back_with_one_prediction_is_the_identity() -> None:
-    schedule, x = make(), torch.randn(1, 4, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    schedule, x = (
+        make(),
+        torch.randn(1, 4, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(4)),
+    )
     prediction = torch.randn(1, 4, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     low, high = torch.tensor([100]), torch.tensor([400])
     back = schedule.ddim_step(prediction, schedule.ddim_step(prediction, x, high, low), low, high)

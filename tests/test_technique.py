@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import torch
@@ -14,7 +14,10 @@ from gate.backbone import Backbone
 from gate.errors import UnsuitableError, UsageError
 from gate.request import Batch, Conditioning, Request, Response
 from gate.sample import SampleSet
-from gate.technique import CallNext, Composition, Cost, Technique, run, with_settings
+from gate.technique import Composition, Cost, Technique, run, with_settings
+
+if TYPE_CHECKING:
+    from gate.technique import CallNext
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 import torch
@@ -14,8 +14,11 @@ from gate.backbone import Backbone
 from gate.errors import PluginError
 from gate.request import Batch, Conditioning, Request, Response
 from gate.sample import SampleSet
-from gate.technique import CallNext, Cost, Technique
+from gate.technique import Cost, Technique
 from gate.testing import check_technique
+
+if TYPE_CHECKING:
+    from gate.technique import CallNext
 
 
 @dataclass(kw_only=True)

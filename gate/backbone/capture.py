@@ -54,4 +54,6 @@ def _as_map(output: Any, aspect: float) -> Tensor:
         h = round(math.sqrt(n * aspect))
         if h and n % h == 0:
             return output.transpose(1, 2).reshape(b, d, h, n // h)
-    return output.clone()  # what follows may write into it: FreeU scales half of its input's channels in place
+    return (
+        output.clone()
+    )  # what follows may write into it: FreeU scales half of its input's channels in place

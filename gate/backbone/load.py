@@ -92,7 +92,9 @@ def read_index(name: str, folder: Path) -> dict[str, Any]:
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise MissingWeightsError(f"The backbone {name} has no readable model_index.json in its folder.") from error
+        raise MissingWeightsError(
+            f"The backbone {name} has no readable model_index.json in its folder."
+        ) from error
     if not isinstance(index, dict):
         raise ConfigurationError(f"The model_index.json of {name} is not an object.")
     return index

@@ -37,7 +37,9 @@ class LatentUNet(Backbone):
         try:
             vae_class = getattr(diffusers, index["vae"][1])
             self.vae = vae_class.from_pretrained(folder / "vae", **options).to(device).eval()
-            unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", **options).to(device).eval()
+            unet = (
+                diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", **options).to(device).eval()
+            )
             self.text_encoder = CLIPTextModel.from_pretrained(
                 folder / "text_encoder", dtype=dtype, use_safetensors=True, local_files_only=True
             )
@@ -47,6 +49,7 @@ class LatentUNet(Backbone):
             first = str(error).strip().splitlines()[0]
             raise MissingWeightsError(f"{name} is not complete in its folder: {first}") from error
         self.denoiser = unet
+        self._config: Mapping[str, Any] = unet.config
         for module in (self.vae, unet, self.text_encoder):
             module.requires_grad_(False)
         scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
@@ -57,7 +60,9 @@ class LatentUNet(Backbone):
 
     @property
     def _scaling(self) -> tuple[float, float]:
-        return float(self.vae.config.scaling_factor), float(getattr(self.vae.config, "shift_factor", None) or 0.0)
+        return float(self.vae.config.scaling_factor), float(
+            getattr(self.vae.config, "shift_factor", None) or 0.0
+        )
 
     def encode(self, images: Tensor) -> Tensor:
         scale, shift = self._scaling
@@ -87,11 +92,11 @@ class LatentUNet(Backbone):
         return Conditioning(torch.stack([self._prompts[p] for p in prompts]), prompts=tuple(prompts))
 
     @functools.cached_property
-    def layer_paths(self) -> dict[str, str]:  # type: ignore[override]
+    def layer_paths(self) -> dict[str, str]:
         return layer_paths(self.denoiser)
 
     def layers(self) -> list[LayerInfo]:
-        return unet_layers(self.denoiser.config)
+        return unet_layers(self._config)
 
     def predict(self, request: Request) -> Tensor:
         output = self.denoiser(

@@ -38,8 +38,8 @@ def draw(run: Run) -> Any:
     t = results["axes"]["timestep"][-1]
     figure.suptitle(
         f"Features as colours: three principal components of the clean input's, shared by all, at t = {t}\n"
-        f"{each} sample{'s' if each > 1 else ''} of {results['data']['name']}, {results['config']['backbone']}; "
-        "closer to the input at t = 0 is better",
+        f"{each} sample{'s' if each > 1 else ''} of {results['data']['name']}, "
+        f"{results['config']['backbone']}; closer to the input at t = 0 is better",
         fontsize=9.5,
         x=0.01,
         ha="left",

@@ -85,6 +85,7 @@ def _numbers(axes: Any, table: NDArray[np.float64], limit: float) -> None:
     for (y, x), value in np.ndenumerate(table):
         if np.isfinite(value):
             digits = 1 if abs(value) < 10 else 0
+            shown = f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no minus zero
             light = "white" if abs(value) > 0.6 * limit else "black"
             axes.text(
                 x,

@@ -39,6 +39,10 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=f"{name} the shipped pipeline")
         command.add_argument("--weights", type=Path, default=WEIGHTS)
         command.add_argument("--to", type=Path, default=Path(__file__).parent)
+        if name == "evaluate":
+            command.add_argument("--quick", action="store_true", help="a quarter of the scenes")
+    losses = commands.add_parser("losses", help="draw the loss curves of a run")
+    losses.add_argument("--to", type=Path, default=Path(__file__).parent)
     return top
 
 
@@ -117,13 +121,19 @@ def _export(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from gate.tiny.evaluate import evaluate
 
-    evaluate(options.weights, options.to)
+    evaluate(options.weights, options.to, quick=options.quick)
 
 
 def _sample(options: argparse.Namespace) -> None:
     from gate.tiny.figures import sample_sheet
 
     sample_sheet(options.weights, options.to / "figures" / "samples.png")
+
+
+def _losses(options: argparse.Namespace) -> None:
+    from gate.tiny.figures import loss_curves
+
+    loss_curves(options.run, options.to / "figures" / "losses.png")
 
 
 COMMANDS = {
@@ -133,6 +143,7 @@ COMMANDS = {
     "export": _export,
     "evaluate": _evaluate,
     "sample": _sample,
+    "losses": _losses,
 }
 
 if __name__ == "__main__":

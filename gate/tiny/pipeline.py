@@ -39,6 +39,7 @@ def export_pipeline(vae: Any, unet: Any, text_encoder: Any, tokenizer: Any, fold
             if source.is_dir():
                 target.mkdir(exist_ok=True)
             else:
+                source.chmod(0o644)  # safetensors writes for the owner alone, and a wheel keeps that
                 os.replace(source, target)
 
 

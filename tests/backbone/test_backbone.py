@@ -110,7 +110,9 @@ def test_extract_gives_features_of_the_asked_layers(tiny: Backbone, scenes: Samp
 def test_unknown_incomplete_and_unserved_backbones(tmp_path: Path, tiny: Backbone) -> None:
     with pytest.raises(UsageError, match="Unknown backbone"):
         load_backbone("tny")
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline", "transformer": ["a", "b"]}))
+    (tmp_path / "model_index.json").write_text(
+        json.dumps({"_class_name": "FluxPipeline", "transformer": ["a", "b"]})
+    )
     with pytest.raises(ConfigurationError, match="FluxPipeline"):
         load_backbone(str(tmp_path))
     shutil.copy(tiny.source / "model_index.json", tmp_path)
