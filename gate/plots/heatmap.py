@@ -90,7 +90,7 @@ def _numbers(axes: Any, table: NDArray[np.float64], limit: float) -> None:
             axes.text(
                 x,
                 y,
-                f"{round(value, digits) + 0.0:.{digits}f}",
+                shown,
                 ha="center",
                 va="center",
                 fontsize=7,
