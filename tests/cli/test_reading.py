@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+from fabricated_run import NAMES, fabricate
+from typer.testing import CliRunner
+
+import gate.registry
+from gate.cli import app
+from gate.cli.output import to_json
+from gate.registry import Plugin
+from gate.run import Run
+from gate.table import percent, ranking_csv, ranking_markdown, ranking_text
+from gate.technique import Technique
+
+cli = CliRunner()
+
+
+@dataclasses.dataclass(kw_only=True)
+class Wrong(Technique):
+    """A technique whose cost cannot be computed."""
+
+    name = "wrong"
+    summary = "Breaks when asked for its cost."
+
+    @property
+    def cost(self) -> object:  # type: ignore[override]
+        raise RuntimeError("no idea")
+
+
+@pytest.fixture
+def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plug-ins that fail in two ways beside the healthy ones."""
+    healthy = gate.registry.plugins("technique")
+    strange = {
+        "absent": Plugin(
+            "absent", "technique", "nowhere:X", "gate-absent", None, "ImportError: No module 'nowhere'"
+        ),
+        "wrong": Plugin("wrong", "technique", "here:Wrong", "gate-wrong", Wrong),
+    }
+    real = gate.registry.plugins
+    monkeypatch.setattr(
+        gate.registry, "plugins", lambda k: {**healthy, **strange} if k == "technique" else real(k)
+    )
+    gate.registry.technique_names.cache_clear()
+    yield
+    gate.registry.technique_names.cache_clear()
+
+
+# the table
+
+
+def test_the_table_fits_80_columns_and_says_everything(run: Run) -> None:
+    text = ranking_text(run.results, width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    flat = " ".join(text.split())
+    assert "higher is better, vanilla = 0" in flat and "n = 24 samples of scenes-held-out" in flat
+    for name in NAMES:
+        assert any(name in line for line in text.splitlines()), f"{name} is broken over lines"
+    assert "1= prompt+noise-ensemble +25.0* [21.2, 28.8] +29.0 +21.0 8 32.8" in flat
+    assert "shuffled-prompt †" in flat and "† negative control" in flat
+    assert "ddim-inversion ‡" in flat and "‡ leak" in flat
+    assert "Note: 'cka@own'" in flat and "Winners: prompt+noise-ensemble, noise-ensemble" in flat
+
+
+def test_vanilla_stands_between_gains_and_losses(run: Run) -> None:
+    lines = ranking_text(run.results).splitlines()
+    places = {
+        name: next(i for i, line in enumerate(lines) if f" {name} " in line)
+        for name in NAMES
+        if "+" not in name
+    }
+    vanilla = next(i for i, line in enumerate(lines) if line.strip().startswith("vanilla "))
+    for row in run.results["ranking"]:
+        if row["name"] in places:
+            assert (places[row["name"]] < vanilla) == (row["score"] >= 0)
+
+
+def test_a_long_name_is_folded_not_cut(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "run", names=("prompt",))
+    name = "prompt[quality='high quality, sharp']+noise-ensemble[members=16]+freeu[b1=1.4]"
+    run.results["ranking"][0]["name"] = name
+    text = ranking_text(run.results, width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "[members=16]" in text.replace("\n", "").replace(" ", "")
+
+
+def test_without_probes_the_table_says_so(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "run", probes=False)
+    text = " ".join(ranking_text(run.results).split())
+    assert "no probe counts (no labels or masks)" in text and "probe gain (" not in text
+
+
+def test_no_winner_and_a_broken_score(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "run", names=("prompt", "freeu"))
+    run.results["winners"] = []
+    for key in ("score", "ci_low", "ci_high", "suppression", "suppression_low", "suppression_high"):
+        run.results["ranking"][1][key] = None
+    assert "Winners: none" in ranking_text(run.results)
+    assert ranking_csv(run.results).splitlines()[2].startswith("2,freeu,,,,24,")
+    assert ranking_markdown(run.results)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.231, "+23.1"),
+        (-0.0004, "0.0"),
+        (0.0, "0.0"),
+        (-1.254, "-125"),
+        (1.0, "+100"),
+        (None, "-"),
+        (float("nan"), "-"),
+    ],
+)
+def test_percent(value: float | None, text: str) -> None:
+    assert percent(value) == text
+
+
+def test_rank_prints_csv_markdown_and_json(run: Run) -> None:
+    table = cli.invoke(app, ["rank", str(run.path)])
+    assert table.exit_code == 0 and f"Run: {run.path}" in table.stdout.replace("\n", "")
+    rows = list(
+        csv.DictReader(io.StringIO(cli.invoke(app, ["rank", str(run.path), "--format", "csv"]).stdout))
+    )
+    assert [r["name"] for r in rows] == [r["name"] for r in run.results["ranking"]]
+    assert float(rows[0]["score"]) == run.results["ranking"][0]["score"]
+    text = cli.invoke(app, ["rank", str(run.path), "--format", "md"]).stdout
+    assert "| 1= | `prompt+noise-ensemble` | +25.0* [21.2, 28.8] |" in text
+    read = json.loads(cli.invoke(app, ["rank", str(run.path), "--format", "json"]).stdout)
+    assert {k: v for k, v in read.items() if k != "run"} == run.results
+
+
+def test_rank_of_no_run(tmp_path: Path) -> None:
+    result = cli.invoke(app, ["rank", str(tmp_path)])
+    assert result.exit_code == 2 and result.stderr.startswith("gate: ")
+
+
+def test_json_never_holds_nan() -> None:
+    assert json.loads(to_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": {2}})) == {
+        "a": None,
+        "b": [None, 1.5],
+        "c": [2],
+    }
+
+
+# plot
+
+
+def test_plot_draws_into_another_folder(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "run", names=("prompt",), probes=False, images=0)
+    result = cli.invoke(app, ["plot", str(run.path), "--output", str(tmp_path / "here")])
+    assert result.exit_code == 0
+    for line in result.stdout.splitlines():
+        assert Path(line).is_file() and Path(line).parent == tmp_path / "here"
+
+
+def test_plot_where_nothing_can_be_written(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = cli.invoke(app, ["plot", str(run.path), "--output", str(tmp_path / "file")])
+    assert result.exit_code == 3 and "cannot be written" in result.stderr
+
+
+# list
+
+
+@pytest.mark.parametrize("what", ["techniques", "probes", "metrics", "layers", "backbones", "data"])
+def test_lists_are_objects_with_name_and_summary(what: str) -> None:
+    rows = json.loads(cli.invoke(app, ["list", what, "--format", "json"]).stdout)
+    assert rows and all(r["name"] and r["summary"] for r in rows)
+    assert cli.invoke(app, ["list", what]).exit_code == 0
+
+
+def test_a_pattern_selects() -> None:
+    rows = json.loads(cli.invoke(app, ["list", "techniques", "*prompt", "--format", "json"]).stdout)
+    assert {"prompt", "generic-prompt", "shuffled-prompt"} <= {r["name"] for r in rows}
+    assert all(r["name"].endswith("prompt") for r in rows)
+
+
+def test_a_pattern_that_matches_nothing_suggests() -> None:
+    result = cli.invoke(app, ["list", "techniques", "promt"])
+    assert result.exit_code == 2 and "Did you mean 'prompt'" in result.stderr
+
+
+@pytest.mark.usefixtures("strangers")
+def test_broken_plug_ins_are_listed_with_their_error() -> None:
+    result = cli.invoke(app, ["list", "techniques", "--format", "json"])
+    assert result.exit_code == 0
+    rows = {r["name"]: r for r in json.loads(result.stdout)}
+    assert rows["absent"]["error"] == "ImportError: No module 'nowhere'"
+    assert rows["wrong"]["error"] == "RuntimeError: no idea"
+    assert "error" not in rows["prompt"]
+    table = " ".join(cli.invoke(app, ["list", "techniques"]).stdout.split())
+    assert "BROKEN (gate-absent)" in table
+
+
+def test_lists_as_csv_and_markdown() -> None:
+    assert cli.invoke(app, ["list", "metrics", "--format", "csv"]).stdout.startswith(
+        "name,compares,better,summary"
+    )
+    assert "| cka |" in cli.invoke(app, ["list", "metrics", "--format", "md"]).stdout
+
+
+def test_lists_fit_80_columns() -> None:
+    for what in ("techniques", "probes", "metrics", "data"):
+        assert max(map(len, cli.invoke(app, ["list", what]).stdout.splitlines())) <= 80
+
+
+# describe
+
+
+def test_describe_a_technique() -> None:
+    text = " ".join(cli.invoke(app, ["describe", "freeu"]).stdout.split())
+    for part in ("Si et al. 2023", "s1 = 0.9", "cost 1 (denoiser calls", "gate.techniques.freeu:FreeU"):
+        assert part in text
+
+
+def test_describe_a_variant_with_settings_and_a_composition() -> None:
+    facts = json.loads(cli.invoke(app, ["describe", "freeu[b1=1.1]", "--format", "json"]).stdout)
+    assert facts["settings"]["b1"] == 1.1 and facts["name"] == "freeu[b1=1.1]"
+    both = json.loads(cli.invoke(app, ["describe", "prompt+freeu", "--format", "json"]).stdout)
+    assert both["parts"] == ["prompt", "freeu"] and both["needs"] == ["captions"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cka", "metric"), ("linear", "probe")])
+def test_describe_metrics_and_probes(name: str, kind: str) -> None:
+    facts = json.loads(cli.invoke(app, ["describe", name, "--format", "json"]).stdout)
+    assert facts["kind"] == kind and facts["source"] and facts["direction"]
+    assert cli.invoke(app, ["describe", name]).exit_code == 0
+
+
+@pytest.mark.usefixtures("strangers")
+def test_describe_a_broken_plug_in() -> None:
+    result = cli.invoke(app, ["describe", "absent"])
+    assert result.exit_code == 0 and "No module 'nowhere'" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["promt", "prompt+freuu", "freeu[b7=1]"])
+def test_describe_an_unknown_name(name: str) -> None:
+    result = cli.invoke(app, ["describe", name])
+    assert result.exit_code == 2 and "Did you mean" in result.stderr
+
+
+# check
+
+
+def test_check_prints_each_invariant() -> None:
+    result = cli.invoke(app, ["check", "generic-prompt"])
+    assert result.exit_code == 0, result.stderr
+    assert (
+        "detaching restores the backbone" in " ".join(result.stdout.split()) and "FAILED" not in result.stdout
+    )
+
+
+def test_check_a_class_in_a_file_that_breaks_the_contract(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import dataclass\n"
+        "from gate import Technique\n"
+        "@dataclass(kw_only=True)\n"
+        "class Mine(Technique):\n"
+        "    name = 'mine'\n"
+        "    summary = 'Calls twice and declares one.'\n"
+        "    def denoise(self, request, call_next):\n"
+        "        call_next(request)\n"
+        "        return call_next(request)\n",
+        encoding="utf-8",
+    )
+    result = cli.invoke(app, ["check", f"{file}::Mine", "--format", "json"])
+    assert result.exit_code == 3
+    findings = {r["name"]: r["ok"] for r in json.loads(result.stdout)}
+    assert findings["is finite"] and not findings["declared cost is the counted cost"]
+    assert "mine breaks the contract: declared cost" in result.stderr
+
+
+@pytest.mark.parametrize(("what", "code"), [("nobody", 2), ("no-such.py::Mine", 2)])
+def test_check_what_does_not_exist(what: str, code: int) -> None:
+    assert cli.invoke(app, ["check", what]).exit_code == code
