@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -24,7 +24,7 @@ class ScreenConfig(BaseModel):
     labels: str | None = None
     captions: str | None = None
     masks: str | None = None
-    samples: int = Field(64, ge=8)
+    samples: int = Field(32, ge=8)
     timesteps: tuple[int, ...] = (50, 300)
     seeds: int = Field(2, ge=1)
     layers: tuple[str, ...] = ("paper",)
@@ -38,7 +38,8 @@ class ScreenConfig(BaseModel):
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
-    batch_size: int | Literal["auto"] = "auto"
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     output: str | None = None
 
     @field_validator("techniques", "layers", "metrics", "probes", mode="before")

@@ -16,10 +16,10 @@ from gate.ranking import Entry, Evidence, Ranking, Weights, rank, winners
 from gate.registry import create_technique
 from gate.run import SCHEMA_VERSION
 from gate.statistics import Figure, Interval, confusion_error, paired_bca
+from gate.workers import VANILLA
 
 SCORE_PROBES = ("pixel-linear", "linear")  # the first that the samples have truth for
 WEIGHTS = Weights(suppression=0.5, probe=0.5)
-VANILLA = "vanilla"
 Arrays = dict[str, NDArray[Any]]
 
 

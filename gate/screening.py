@@ -15,11 +15,9 @@ from gate.errors import (
     EXIT_PARTIAL,
     ConfigurationError,
     GateError,
-    OutOfMemoryError,
-    UnsuitableError,
     UsageError,
 )
-from gate.registry import create_technique, select_plugins, select_techniques
+from gate.registry import select_plugins, select_techniques
 from gate.run import (
     Run,
     append_journal,
@@ -31,11 +29,10 @@ from gate.run import (
     write_arrays,
     write_json,
 )
-from gate.technique import Technique
+from gate.workers import VANILLA, attempts, choose_workers
 
 Progress = Callable[[str, int, int], None]
 Log = Callable[[str], None]
-VANILLA = "vanilla"
 MIN_SAMPLES = 8
 
 
@@ -213,77 +210,51 @@ def _same_or_new(folder: Path, run: Mapping[str, Any]) -> None:
 def _measure_all(
     bench: Any, names: list[str], folder: Path, progress: Progress, log: Log
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Measure vanilla and every technique in turn; finished ones are read back, failures are recorded."""
-    measured: dict[str, Any] = {}
-    skipped: list[dict[str, Any]] = []
+    """Measure vanilla and every technique; finished ones are read back, failures are recorded."""
+    everyone = [VANILLA, *names]
+    found = {name: load_part(folder, name) for name in everyone}
+    todo = [name for name in everyone if found[name] is None]
+    skipped: dict[str, dict[str, Any]] = {}
     rows = len(bench.samples) * len(bench.config.timesteps) * bench.config.seeds
-    todo = [(VANILLA, Technique()), *((n, create_technique(n)) for n in names)]
-    done, total = 0, rows * len(todo)
+    done = rows * (len(everyone) - len(todo))
+    count = _Counter(progress, done, rows * len(everyone))
     try:
-        for name, technique in todo:
-            finished = load_part(folder, name)
-            if finished is None:
-                start = done
-                tick = _Ticker(progress, name, start, total)
-                try:
-                    technique.check(bench.backbone, bench.samples)
-                    finished = _within_memory(bench, technique, tick, log)
-                except KeyboardInterrupt:
-                    raise
-                except UnsuitableError as error:
-                    skipped.append({"name": name, "reason": error.reason, "fix": error.fix, "failed": False})
-                except Exception as error:  # a technique may be a stranger's: record it, tell it, go on
-                    if name == VANILLA:
-                        raise
-                    reason = (
-                        str(error) if isinstance(error, GateError) else f"{type(error).__name__}: {error}"
-                    )
-                    fix = f"Run: gate check '{name}'"
-                    skipped.append({"name": name, "reason": reason, "fix": fix, "failed": True})
-                if finished is None:
-                    log(f"skipped {name}: {skipped[-1]['reason']}")
-                    append_journal(folder, **skipped[-1])
-                else:
-                    save_part(folder, name, finished)
-                    append_journal(folder, name=name, calls=finished.calls, ms=finished.ms)
-            if finished is not None:
-                measured[name] = finished
+        for tried in attempts(bench, todo, choose_workers(bench, len(todo)), count):
+            for notice in tried.notices:
+                log(notice)
+            if tried.measured is not None:
+                found[tried.name] = tried.measured
+                save_part(folder, tried.name, tried.measured)
+                append_journal(folder, name=tried.name, calls=tried.measured.calls, ms=tried.measured.ms)
+            elif tried.name == VANILLA:
+                raise ConfigurationError(f"The plain backbone could not be measured: {tried.reason}")
+            else:
+                entry = {"name": tried.name, "reason": tried.reason, "fix": tried.fix, "failed": tried.failed}
+                skipped[tried.name] = entry
+                log(f"skipped {tried.name}: {tried.reason}")
+                append_journal(folder, **entry)
             done += rows
-            progress(name, done, total)
+            count.finished(tried.name, done)
     except KeyboardInterrupt as stop:
         raise Interrupted(folder) from stop
-    return measured, skipped
+    measured = {name: part for name, part in found.items() if part is not None}
+    return measured, [skipped[name] for name in names if name in skipped]
 
 
-class _Ticker:
-    """Counts finished rows of one technique onto the whole screening's progress."""
+class _Counter:
+    """Adds finished rows up to the whole screening's progress; never runs backwards, never past a finished part."""
 
-    def __init__(self, progress: Progress, name: str, start: int, total: int) -> None:
-        self.progress, self.name, self.done, self.total = progress, name, start, total
+    def __init__(self, progress: Progress, done: int, total: int) -> None:
+        self.progress, self.done, self.total = progress, done, total
 
-    def __call__(self, rows: int) -> None:
-        self.done += rows
-        self.progress(self.name, self.done, self.total)
+    def __call__(self, name: str, rows: int) -> None:
+        self.done = min(self.done + rows, self.total)
+        self.progress(name or "measuring", self.done, self.total)
 
-
-def _within_memory(bench: Any, technique: Technique, tick: _Ticker, log: Log) -> Any:
-    """Measure; where memory runs out, halve the batch and try again. Raises OutOfMemoryError at batch size 1."""
-    import torch
-
-    from gate.measure import measure
-
-    size, start = bench.batch_size, tick.done
-    while True:
-        try:
-            return measure(bench, technique, tick, batch_size=size)
-        except torch.OutOfMemoryError as error:
-            if size == 1:
-                raise OutOfMemoryError(
-                    f"{technique.name} does not fit into memory even at batch size 1; use --dtype float16 or a smaller "
-                    "backbone."
-                ) from error
-            size, tick.done = size // 2, start
-            log(f"out of memory in {technique.name}: going on with batches of {size}")
+    def finished(self, name: str, done: int) -> None:
+        """A technique is over: at least its rows count."""
+        self.done = max(self.done, done)
+        self.progress(name, self.done, self.total)
 
 
 def _environment(backbone: Any) -> dict[str, Any]:

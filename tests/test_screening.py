@@ -25,6 +25,7 @@ SMALL: dict[str, Any] = {
     "image_samples": 2,
     "image_steps": 2,
     "resamples": 200,
+    "workers": 1,
 }
 
 
@@ -95,6 +96,19 @@ def test_batch_sizes_one_and_eight_agree(tmp_path: Path) -> None:
         if key.startswith(("shift", "prediction", "image")):
             scale = np.abs(one[key]).max()
             np.testing.assert_allclose(one[key] / scale, eight[key] / scale, rtol=0, atol=1e-5, err_msg=key)
+
+
+def test_worker_processes_give_the_same_numbers(done: Screening, tmp_path: Path) -> None:
+    settings = {**SMALL, "workers": 2}
+    twice = [open_run(screen(**settings, output=str(tmp_path / name)).path).arrays for name in "ab"]
+    alone = open_run(done.path).arrays
+    for key in alone:
+        assert np.array_equal(twice[0][key], twice[1][key])
+        if key.startswith(("shift", "prediction", "image")):
+            scale = np.abs(alone[key]).max()
+            np.testing.assert_allclose(
+                alone[key] / scale, twice[0][key] / scale, rtol=0, atol=1e-5, err_msg=key
+            )
 
 
 def test_a_failing_technique_is_recorded_and_the_others_go_on(

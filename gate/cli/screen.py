@@ -35,7 +35,7 @@ def screen(
         str | None, _flag("captions.csv; by default NAME.txt beside each image.", "", "FILE")
     ] = None,
     masks: Annotated[str | None, _flag("A folder of masks, parallel to --images.", "", "DIR")] = None,
-    samples: Annotated[int | None, _flag("Images, 8 or more.", "64", "N")] = None,
+    samples: Annotated[int | None, _flag("Images, 8 or more.", "32", "N")] = None,
     timesteps: Annotated[str | None, _flag("Noise levels.", "50,300", "LIST")] = None,
     seeds: Annotated[int | None, _flag("Noises per image and timestep.", "2", "N")] = None,
     layers: Annotated[str | None, _flag("Layers; see gate list layers.", "paper", "LIST")] = None,
@@ -50,6 +50,9 @@ def screen(
     device: Annotated[str | None, _flag("auto, cpu, cuda, mps.", "auto", "NAME")] = None,
     dtype: Annotated[str | None, _flag("auto, float32, float16, bfloat16.", "auto", "NAME")] = None,
     batch_size: Annotated[str | None, _flag("auto, or a number.", "auto", "N")] = None,
+    workers: Annotated[
+        str | None, _flag("Processes; auto is one per core where that pays.", "auto", "N")
+    ] = None,
     output: Annotated[str | None, _flag("A new run directory.", "runs/DATE-TIME", "RUN")] = None,
     config: Annotated[
         Path | None, typer.Option(help="A YAML file of settings; flags override it.", metavar="FILE")
