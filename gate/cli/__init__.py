@@ -57,8 +57,17 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "describe": describe,
     "check": check,
 }
+_SHORT = {
+    "screen": "Rank techniques: the main job.",
+    "resume": "Finish an interrupted screening.",
+    "rank": "Print the ranking of a run again.",
+    "plot": "Draw the figures of a run.",
+    "list": "List techniques, probes, metrics, layers, backbones, data.",
+    "describe": "Show all about a technique, probe or metric.",
+    "check": "Test a technique against the contract.",
+}
 for _name, _command in _COMMANDS.items():
-    app.command(_name)(guarded(_command))
+    app.command(_name, short_help=_SHORT[_name])(guarded(_command))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar with the time left on a terminal, a line per technique elsewhere."""
+"""Progress on stderr: a bar with the time left on a terminal, a line for every tenth elsewhere."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 Progress = Callable[[str, int, int], None]
 Log = Callable[[str], None]
+REFRESH_SECONDS = 0.1
 
 
 @contextlib.contextmanager
@@ -40,11 +41,18 @@ def _bar() -> Iterator[tuple[Progress, Log]]:
         rich.TextColumn("eta"),
         rich.TimeRemainingColumn(),
     )
-    with rich.Progress(*columns, console=console, transient=True) as bar:
+    # no refreshing thread: a screening forks, and a thread's locks would be forked with it
+    with rich.Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
         task = bar.add_task("loading", total=None)
+        bar.refresh()
+        shown = time.monotonic()
 
         def progress(technique: str, done: int, total: int) -> None:
+            nonlocal shown
             bar.update(task, description=technique, completed=done, total=total)
+            if done == total or time.monotonic() - shown > REFRESH_SECONDS:
+                bar.refresh()
+                shown = time.monotonic()
 
         def log(text: str) -> None:
             console.print(text, markup=False)
@@ -54,16 +62,17 @@ def _bar() -> Iterator[tuple[Progress, Log]]:
 
 @dataclass
 class _Lines:
-    """A line when a technique begins; nothing moves, so that a log file stays readable."""
+    """A line for every tenth of the way; nothing moves, so that a log file stays readable."""
 
     stream: Any = field(default_factory=lambda: sys.stderr)
     began: float = field(default_factory=time.perf_counter)
-    current: str = ""
+    told: int = -1
 
     def progress(self, technique: str, done: int, total: int) -> None:
-        if technique != self.current:
-            self.current = technique
-            self.log(f"[{round(100 * done / max(total, 1)):3d} %] {technique}{self._left(done, total)}")
+        tenth = 10 * done // max(total, 1)
+        if tenth > self.told:
+            self.told = tenth
+            self.log(f"[{100 * done // max(total, 1):3d} %] {technique}{self._left(done, total)}")
 
     def log(self, text: str) -> None:
         print(text, file=self.stream, flush=True)

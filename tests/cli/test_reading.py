@@ -240,7 +240,7 @@ def test_describe_a_broken_plug_in() -> None:
     assert result.exit_code == 0 and "No module 'nowhere'" in result.stdout
 
 
-@pytest.mark.parametrize("name", ["promt", "prompt+freuu", "freeu[b7=1]"])
+@pytest.mark.parametrize("name", ["promt", "prompt+freuu", "freeu[b11=1]"])
 def test_describe_an_unknown_name(name: str) -> None:
     result = cli.invoke(app, ["describe", name])
     assert result.exit_code == 2 and "Did you mean" in result.stderr

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 
 import gate.screening
 from gate.cli import app
+from gate.cli.progress import reporting
 from gate.cli.screen import screen
 from gate.config import ScreenConfig
 from gate.errors import (
@@ -205,3 +208,32 @@ def test_resume_finishes_a_run(monkeypatch: pytest.MonkeyPatch, run: Run) -> Non
 def test_nothing_to_resume(tmp_path: Path) -> None:
     result = cli.invoke(app, ["resume", str(tmp_path)])
     assert result.exit_code == 2 and "nothing to resume" in result.stderr
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_on_a_terminal_is_a_bar_with_a_percentage(monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    monkeypatch.setattr("sys.stderr", _Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    before = threading.active_count()
+    with reporting(quiet=False) as (progress, log):
+        log("freeu[b1=1.2] is [bold]no markup")
+        progress("freeu[b1=1.2]", 50, 100)
+        progress("freeu[b1=1.2]", 100, 100)
+        assert threading.active_count() == before, "a screening forks: no thread may be alive"
+        assert isinstance(sys.stderr, _Terminal)
+        shown = sys.stderr.getvalue()
+    assert "freeu[b1=1.2] is [bold]no markup" in shown
+    assert "100%" in shown
+
+
+def test_progress_elsewhere_is_a_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with reporting(quiet=False) as (progress, _):
+        for done in range(1001):
+            progress("prompt" if done % 7 else "measuring", done, 1000)
+    assert len(capsys.readouterr().err.splitlines()) == 11
