@@ -4,7 +4,6 @@ import inspect
 import io
 import json
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,7 +217,8 @@ class _Terminal(io.StringIO):
 def test_progress_on_a_terminal_is_a_bar_with_a_percentage(monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
-    monkeypatch.setattr("sys.stderr", _Terminal())
+    terminal = _Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     before = threading.active_count()
     with reporting(quiet=False) as (progress, log):
@@ -226,8 +226,7 @@ def test_progress_on_a_terminal_is_a_bar_with_a_percentage(monkeypatch: pytest.M
         progress("freeu[b1=1.2]", 50, 100)
         progress("freeu[b1=1.2]", 100, 100)
         assert threading.active_count() == before, "a screening forks: no thread may be alive"
-        assert isinstance(sys.stderr, _Terminal)
-        shown = sys.stderr.getvalue()
+        shown = terminal.getvalue()
     assert "freeu[b1=1.2] is [bold]no markup" in shown
     assert "100%" in shown
 
