@@ -175,7 +175,7 @@ def _split(text: str, separator: str) -> list[str]:
     """Split outside brackets, dropping what is empty."""
     parts, depth, current = [], 0, ""
     for c in text:
-        depth += (c == "[") - (c == "]")
+        depth += (c in "[(") - (c in "])")
         if c == separator and depth == 0:
             parts.append(current)
             current = ""
