@@ -164,18 +164,20 @@ def ranking_text(results: Results, *, width: int = 80) -> str:
 
 def print_ranking(results: Results, console: Any) -> None:
     """The same on a rich console, with colours where it has them."""
-    from rich.padding import Padding
     from rich.text import Text
 
     console.print(Text(title(results), style="bold"))
     console.print()
     console.print(ranking_table(results, width=console.width))
     console.print()
-    for line in legend(results):
-        console.print(Text(line, style="dim"))
-    for line in closing(results):
-        style = "bold" if line.startswith("Winners") else ""
-        console.print(Padding(Text(line, style=style), (1 if style else 0, 0, 0, 0), expand=False))
+    lines = [(line, "dim") for line in legend(results)] + [(line, "") for line in closing(results)]
+    for text, style in lines:
+        if text.startswith("Winners: "):
+            console.print()
+            style = "bold"
+        for line in Text(text, style=style).wrap(console, console.width):
+            line.rstrip()
+            console.print(line)
 
 
 def ranking_markdown(results: Results) -> str:

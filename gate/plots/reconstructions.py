@@ -25,7 +25,8 @@ def draw(run: Run) -> Any:
     sheets += [pictures["reconstruction"][places.index(r["name"])] for r in rows]
     tiles = [[tile(picture, SIDE) for picture in sheet] for sheet in sheets]
     count, step = len(tiles[0]), SIDE + GAP
-    figure = look.new_figure(max(2.2 + INCH * count, 4.4), 1.3 + INCH * len(tiles))
+    margin = 0.5 + 0.085 * max(len(line) for label in labels for line in label.splitlines())
+    figure = look.new_figure(max(margin + INCH * count, 4.4), 1.3 + INCH * len(tiles))
     axes = figure.add_subplot()
     axes.imshow(grid(tiles, GAP))
     axes.set_yticks([i * step + SIDE / 2 for i in range(len(labels))], labels)
