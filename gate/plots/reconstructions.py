@@ -29,6 +29,7 @@ def draw(run: Run) -> Any:
     figure = look.new_figure(max(margin + INCH * count, 4.4), 1.3 + INCH * len(tiles))
     axes = figure.add_subplot()
     axes.imshow(grid(tiles, GAP))
+    axes.set_anchor("E")
     axes.set_yticks([i * step + SIDE / 2 for i in range(len(labels))], labels)
     axes.set_xticks([])
     axes.tick_params(length=0)
