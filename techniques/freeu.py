@@ -19,14 +19,12 @@ FACTORS = ("s1", "s2", "b1", "b2")
 
 @dataclass(kw_only=True)
 class FreeU(Technique):
-    """FreeU (Si et al. 2023) through diffusers: in the first (1) and second (2) up block, before
-    every resnet, half of the backbone channels times b, and the skip's lowest frequencies (2x2 around zero)
-    times s.
+    """FreeU (Si et al. 2023) through diffusers, in the first and the second up block, before every resnet: half of
+    the backbone channels times b1 and b2, and the skip's lowest frequencies (2x2 around zero) times s1 and s2.
 
-    Factors of 1 are vanilla and nothing is attached. Diffusers uses the paper's constant factor, not the
-    factor per position of the authors' later code. The defaults are the authors' for Stable Diffusion 1.5. On
-    a 2x2 map, as the coarsest of small backbones is, the 2x2 frequencies are all there are: the whole skip is
-    scaled.
+    Factors of 1 are vanilla and nothing is attached. Diffusers uses the paper's constant factor, not the factor
+    per position of the authors' later code. The defaults are the authors' for Stable Diffusion 1.5. On a 2x2
+    map, as the coarsest of small backbones is, these frequencies are all there are: the whole skip is scaled.
     """
 
     name = "freeu"

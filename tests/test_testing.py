@@ -133,7 +133,7 @@ class SaysNothing(Scaled):
 
 
 class CannotBeMade(Scaled):
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
         raise ValueError("not today")
 
 
@@ -154,7 +154,8 @@ BROKEN = {
     SaysNothing: "states its facts",
     CannotBeMade: "can be made",
 }
-ALSO = {  # dice change whatever is run twice; a changed weight or a mean over the batch changes what comes after
+ALSO = {  # dice change whatever is run twice; a changed weight or processor changes what comes after
+    ChangesAProcessor: {"neutral settings are vanilla, bit for bit"},
     RollsDice: {"independent of batch size and order", "state survives a save and load"},
     ChangesAWeight: {
         "neutral settings are vanilla, bit for bit", "deterministic in the seed",

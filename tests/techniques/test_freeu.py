@@ -24,7 +24,8 @@ def test_every_factor_acts_and_only_from_its_own_block_on(factor: str, batch: Ba
     plain = features("", batch)
     changed = features(f"freeu[s1=1,s2=1,b1=1,b2=1,{factor}=1.5]", batch)
     assert torch.equal(plain["mid"], changed["mid"])  # it comes before; the block scales its own copy
-    assert torch.equal(plain["up0"], changed["up0"]) == factor.endswith("2")
+    same = torch.allclose(plain["up0"], changed["up0"], atol=1e-6)  # to the rounding of a Fourier pair
+    assert same == factor.endswith("2")
     assert not torch.allclose(plain["up3"], changed["up3"])
 
 

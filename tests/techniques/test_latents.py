@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gate.backbone import Backbone
 from gate.errors import UnsuitableError, UsageError
 from gate.registry import create_technique
 from gate.request import Batch
+from gate.sample import SampleSet
 from gate.technique import Technique, run
 from gate.techniques.ddim_inversion import ddim_path
 from gate.techniques.noise_ensemble import derived_seed
@@ -69,18 +71,20 @@ def test_timestep_ensemble_is_the_mean_over_clamped_offsets(batch: Batch) -> Non
         assert torch.allclose(got.features[layer].double(), mean, atol=1e-6)
 
 
-def test_inverting_and_going_back_returns_the_latent(batch: Batch) -> None:
-    # a random denoiser bends the path as a trained one does not, so the error is compared with the way gone
+def test_inverting_and_going_back_returns_the_latent(tiny: Backbone, scenes: SampleSet) -> None:
+    batch = tiny.batch(scenes[:2].samples)
     errors = []
-    for steps in (8, 64):
-        technique = create_technique("ddim-inversion", steps=steps)
+    for steps in (
+        8,
+        64,
+    ):  # both ways are first order, so eight times the steps leave about an eighth of the error
         with torch.no_grad():
-            request = technique.start(batch.request(200, 0))
+            request = create_technique("ddim-inversion", steps=steps).start(batch.request(50, 0))
             levels = [request.t * k // steps for k in range(steps, -1, -1)]
             back = ddim_path(request, request.x_t, levels, batch.neutral)
         errors.append(float((back - batch.x0).norm() / batch.x0.norm()))
         assert float((request.x_t - batch.x0).norm() / batch.x0.norm()) > 5 * errors[-1]
-    assert errors[0] < 0.05 and errors[1] < errors[0]
+    assert errors[0] < 0.02 and errors[1] < errors[0] / 3
 
 
 def test_inversion_does_not_depend_on_the_seed_and_keeps_x_t_and_eps_consistent(batch: Batch) -> None:

@@ -37,13 +37,11 @@ def test_without_pruning_it_is_the_exhaustive_argmin(batch: Batch) -> None:
 def test_pruning_drops_the_worst_and_keeps_the_order_of_the_rest(batch: Batch) -> None:
     technique = PromptSearch(candidates=CANDIDATES, stages=((1, 2), (4, 1)))
     found = technique.condition(batch.neutral, batch).prompts
-    first = PromptSearch(candidates=CANDIDATES, stages=((1, 2), (4, 1)))._error
+    texts = [batch.backbone.encode_prompts([c] * len(batch)) for c in CANDIDATES]
+    early, late = torch.stack([technique._error(2, text, batch) for text in texts], dim=1), errors(batch, 4)
     for row, text in enumerate(found):
-        early = [
-            float(first(2, batch.backbone.encode_prompts([c] * len(batch)), batch)[row]) for c in CANDIDATES
-        ]
-        kept = sorted(range(4), key=lambda j: early[j])[:2]
-        assert text == CANDIDATES[min(kept, key=lambda j: float(errors(batch, 4)[row, j]))]
+        kept = sorted(range(4), key=lambda j: float(early[row, j]))[:2]
+        assert text == CANDIDATES[min(kept, key=lambda j: float(late[row, j]))]
 
 
 def test_equal_prompts_differ_by_exactly_nothing_and_the_first_wins(batch: Batch) -> None:
