@@ -67,8 +67,11 @@ class _Lines:
     stream: Any = field(default_factory=lambda: sys.stderr)
     began: float = field(default_factory=time.perf_counter)
     told: int = -1
+    before: int = 0
 
     def progress(self, technique: str, done: int, total: int) -> None:
+        if self.told < 0:
+            self.began, self.before = time.perf_counter(), done  # loading says nothing about the pace
         tenth = 10 * done // max(total, 1)
         if tenth > self.told:
             self.told = tenth
@@ -78,5 +81,5 @@ class _Lines:
         print(text, file=self.stream, flush=True)
 
     def _left(self, done: int, total: int) -> str:
-        spent = time.perf_counter() - self.began
-        return f", about {spent * (total - done) / done:.0f} s left" if 0 < done < total and spent > 5 else ""
+        spent, made = time.perf_counter() - self.began, done - self.before
+        return f", about {spent * (total - done) / made:.0f} s left" if made > 0 and done < total else ""
