@@ -60,7 +60,7 @@ def assemble(
         },
         "ranking": rows,
         "skipped": skipped,
-        "winners": list(winners(ranking, controls=controls)),
+        "winners": list(winners(ranking, controls=[*controls, *_flattered(ranking, techniques)])),
         "notes": list(ranking.notes) + _leak_notes(ranking, techniques),
         "vanilla": _vanilla(bench, measured[VANILLA]),
     }
@@ -141,13 +141,19 @@ def _image(m: Measured, vanilla: Measured, seed: int) -> dict[str, float] | None
     return _interval(paired_bca(share, len(ours), seed=seed))
 
 
+def _flattered(ranking: Ranking, techniques: Mapping[str, Any]) -> list[str]:
+    """Leaking techniques whose probe gain is not above 0 beyond chance: only their shift speaks for them."""
+    gains = {e.name: e.mean_error_removed for e in ranking.entries if techniques[e.name].leak}
+    return [name for name, gain in gains.items() if gain is None or not gain.low > 0]
+
+
 def _leak_notes(ranking: Ranking, techniques: Mapping[str, Any]) -> list[str]:
     leaking = [e.name for e in ranking.entries if techniques[e.name].leak]
     if not leaking:
         return []
     return [
-        f"{', '.join(leaking)} start from or condition on the input's own pixels, so their images and shifts look "
-        "closer than their features are useful; go by the probes there."
+        f"Leaks ({', '.join(leaking)}) start from or condition on the input's own pixels, so their images and shifts "
+        "look closer than their features are useful; one wins only if its probe gain is above 0 beyond chance."
     ]
 
 

@@ -120,6 +120,7 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
     temporary = path.with_suffix(".tmp")
     save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary)
+    temporary.chmod(0o644)  # as every other file of the run; safetensors makes it private
     os.replace(temporary, path)
 
 

@@ -102,6 +102,10 @@ def screen(
     except GateError:
         _drop_if_empty(folder)
         raise
+    except KeyboardInterrupt:
+        if not (folder / "run.json").exists():  # nothing to resume from yet
+            _drop_if_empty(folder)
+        raise
 
 
 def resume(run: str | Path, *, progress: Progress | None = None, log: Log | None = None) -> Screening:

@@ -210,7 +210,9 @@ def with_settings(cls: type[Technique], name: str, settings: Mapping[str, Any]) 
     known = {f.name for f in dataclasses.fields(cls) if f.init}
     for key in settings:
         if key not in known:
-            raise unknown_name(f"setting of {name}", key, known, listing=f"gate describe {name}")
+            raise unknown_name(
+                f"setting of {name}", key, known, listing=f"gate describe {name.partition('[')[0]}"
+            )
     try:
         technique = cls(**settings)
     except (TypeError, ValueError) as error:
