@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gate.errors import UsageError
+from gate.sample import MIN_SAMPLES
 
 SCORE_METRICS = ("laplacian-normalised@own", "cosine@own", "cka@own", "eps")
 
@@ -24,7 +25,7 @@ class ScreenConfig(BaseModel):
     labels: str | None = None
     captions: str | None = None
     masks: str | None = None
-    samples: int = Field(32, ge=8)
+    samples: int = Field(32, ge=MIN_SAMPLES)
     timesteps: tuple[int, ...] = (50, 300)
     seeds: int = Field(2, ge=1)
     layers: tuple[str, ...] = ("paper",)
@@ -33,7 +34,7 @@ class ScreenConfig(BaseModel):
     folds: int = Field(4, ge=2)
     image_samples: int = Field(6, ge=0)
     strength: float = Field(0.7, gt=0, le=1)
-    image_steps: int = Field(10, ge=1)
+    image_steps: int = Field(6, ge=1)
     resamples: int = Field(2000, ge=200)
     seed: int = 0
     device: str = "auto"

@@ -5,10 +5,12 @@ Everything that does not depend on the technique is computed once, in `prepare`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +27,6 @@ from gate.technique import Technique, run
 
 Array = NDArray[np.float32]
 Tick = Callable[[int], None]
-PROBE_SIDE = 16  # positions a side of the map that probes read
 PCA_SAMPLES = 2
 
 
@@ -55,7 +56,10 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """What all techniques share: samples, latents, folds, references, the chosen layers, metrics and probes."""
+    """What all techniques share: samples, latents, folds, the chosen layers, metrics, probes and the reference.
+
+    clean: the plain backbone at t = 0 without noise, all samples; its features are F_ref.
+    """
 
     backbone: Backbone
     samples: SampleSet
@@ -66,8 +70,16 @@ class Bench:
     probes: tuple[Probe, ...]
     folds: Folds | None
     batch_size: int
-    references: dict[str, Tensor] = field(default_factory=dict)
+    clean: Response | None = None
     pca_basis: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
+    def reference(self, rows: slice) -> Response:
+        """Rows of the clean pass."""
+        assert self.clean is not None
+        clean = self.clean
+        return Response(
+            clean.prediction[rows], clean.x0[rows], {k: v[rows] for k, v in clean.features.items()}
+        )
 
     def of_kind(self, kind: str) -> list[Metric]:
         return [m for m in self.metrics if m.kind == kind]
@@ -110,16 +122,15 @@ def prepare(
     )
     folds = make_folds(samples, n_folds=config.folds, seed=config.seed) if probes else None
     bench = Bench(backbone, samples, x0, config, layers, tuple(metrics), tuple(probes), folds, size)
-    parts: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     with torch.inference_mode():
-        for _, batch in bench.batches(size):
-            for layer, value in backbone.denoise(batch.clean_request(), layers).features.items():
-                parts[layer].append(value)
-    references = {layer: torch.cat(p) for layer, p in parts.items()}
-    basis = _pca_basis(references[_pca_layer(references)][:PCA_SAMPLES])
-    return Bench(
-        backbone, samples, x0, config, layers, tuple(metrics), tuple(probes), folds, size, references, basis
+        passes = [backbone.denoise(batch.clean_request(), layers) for _, batch in bench.batches(size)]
+    clean = Response(
+        torch.cat([p.prediction for p in passes]),
+        torch.cat([p.x0 for p in passes]),
+        {layer: torch.cat([p.features[layer] for p in passes]) for layer in layers},
     )
+    basis = _pca_basis(clean.features[_pca_layer(clean.features)][:PCA_SAMPLES])
+    return dataclasses.replace(bench, clean=clean, pca_basis=basis)
 
 
 def measure(
@@ -127,59 +138,54 @@ def measure(
 ) -> Measured:
     """All numbers of one technique. tick(rows) is called as passes finish. Raises what the technique raises."""
     config, backbone, n = bench.config, bench.backbone, len(bench.samples)
+    seeds = 1 if technique.seedless else config.seeds
     out = _empty(bench)
     start = time.perf_counter()
     technique.fit(backbone, bench.samples)
     out.fit_seconds = time.perf_counter() - start
     maps: dict[tuple[int, int], list[Array]] = {}
+    conditionings: list[Conditioning] = []
     squares = torch.zeros(len(bench.layers), dtype=torch.float64)
     before, spent = backbone.calls, 0.0
     with torch.no_grad(), technique.attach(backbone):
         for rows, batch in bench.batches(batch_size or bench.batch_size):
             began = time.perf_counter()
-            conditioning = technique.condition(batch.neutral, batch)
+            conditionings.append(technique.condition(batch.neutral, batch))
             spent += time.perf_counter() - began
-            own, own_calls = _own_reference(bench, technique, batch, conditioning)
+            own, own_calls = _own_reference(bench, technique, batch, conditionings[-1], rows)
             before += own_calls
             for i, t in enumerate(config.timesteps):
-                for s in range(config.seeds):
+                for s in range(seeds):
                     began = time.perf_counter()
-                    request = batch.request(t, config.seed + s, conditioning)
+                    request = batch.request(t, config.seed + s, conditionings[-1])
                     response = run(technique, request, bench.layers)
                     spent += time.perf_counter() - began
                     _record(bench, out, response, own, batch, (i, s, rows))
                     if bench.probes:
-                        maps.setdefault((i, s), []).append(
-                            probe_map(response.features, PROBE_SIDE).float().cpu().numpy()
-                        )
-                    squares += torch.stack(
-                        [f.double().square().mean() for f in response.features.values()]
-                    ).cpu() * len(batch)
-                    if (
-                        i == len(config.timesteps) - 1
-                        and s == 0
-                        and rows.start == 0
-                        and bench.pca_basis is not None
-                    ):
+                        maps.setdefault((i, s), []).append(_probe_maps(response))
+                    squares += _mean_squares(response) * len(batch)
+                    if rows.start == 0 and s == 0 and i == len(config.timesteps) - 1:
                         out.pca = _pca(bench, response)
-                    tick(len(batch))
-        passes = n * len(config.timesteps) * config.seeds
-        per_image, out.per_pass = technique.cost.per_image, technique.cost.per_pass
-        out.per_image = per_image
-        out.calls = per_image + (backbone.calls - before - per_image * n) / passes
+                    tick(len(batch) * config.seeds // seeds)
+        passes = n * len(config.timesteps) * seeds
+        out.per_image, out.per_pass = technique.cost.per_image, technique.cost.per_pass
+        out.calls = out.per_image + (backbone.calls - before - out.per_image * n) / passes
         out.ms = 1000 * spent / passes
-        _reconstruct(bench, technique, out)
+        _reconstruct(bench, technique, Conditioning.join(conditionings), out, batch_size or bench.batch_size)
     out.scale = (squares / passes).sqrt().numpy().astype(np.float32)
     for (i, s), parts in maps.items():
         features = np.concatenate(parts)
         for probe in bench.probes:
             assert bench.folds is not None
             out.counts[probe.name][i, s] = probe.evaluate(features, bench.samples, bench.folds)
+    tables: list[NDArray[Any]] = [*out.shift.values(), *out.prediction.values(), *out.counts.values()]
+    for values in tables:
+        values[:, seeds:] = values[:, :1]  # a technique without a seed gives the same for each
     return out
 
 
 def _probe_maps(response: Response) -> Array:
-    maps: Array = probe_map(response.features, PROBE_SIDE).float().cpu().numpy()
+    maps: Array = probe_map(response.features).float().cpu().numpy()
     return maps
 
 
@@ -204,11 +210,17 @@ def _empty(bench: Bench) -> Measured:
 
 
 def _own_reference(
-    bench: Bench, technique: Technique, batch: Batch, conditioning: Conditioning
+    bench: Bench, technique: Technique, batch: Batch, conditioning: Conditioning, rows: slice
 ) -> tuple[dict[str, Tensor], int]:
-    """F_ref_T, the clean pass through the technique, and what it cost in denoiser rows."""
+    """F_ref_T, the clean pass through the technique, and what it cost in denoiser rows.
+
+    Where the technique leaves backbone and conditioning alone, its plain call is the one that was made already.
+    """
     before = bench.backbone.calls
-    features = run(technique, batch.clean_request(conditioning), bench.layers).features
+    request = batch.clean_request(conditioning)
+    untouched = conditioning is batch.neutral and not technique.attaches
+    known = [(request, bench.reference(rows))] if untouched else []
+    features = run(technique, request, bench.layers, known=known).features
     return features, bench.backbone.calls - before
 
 
@@ -221,13 +233,13 @@ def _record(
     where: tuple[int, int, slice],
 ) -> None:
     i, s, rows = where
+    reference = bench.reference(rows).features
     for metric in bench.of_kind("feature"):
         for j, layer in enumerate(bench.layers):
             feature = response.features[layer].float()
-            for key, reference in (("", bench.references[layer][rows]), ("@own", own[layer])):
-                out.shift[metric.name + key][i, s, j, rows] = (
-                    metric.shift(feature, reference.float()).cpu().numpy()
-                )
+            for key, f_ref in (("", reference[layer]), ("@own", own[layer])):
+                shift = metric.shift(feature, f_ref.float())
+                out.shift[metric.name + key][i, s, j, rows] = shift.cpu().numpy()
     t = torch.full((len(batch),), bench.config.timesteps[i])
     eps = batch.noise(bench.config.seed + s)
     a, noise = bench.backbone.schedule.coefficients(t, batch.x0)
@@ -238,7 +250,9 @@ def _record(
         out.prediction[metric.name][i, s, rows] = error.cpu().numpy()
 
 
-def _reconstruct(bench: Bench, technique: Technique, out: Measured) -> None:
+def _reconstruct(
+    bench: Bench, technique: Technique, conditioning: Conditioning, out: Measured, batch_size: int
+) -> None:
     """img2img at high strength, deterministic DDIM: is the output more like the input? (paper, section 5.1)."""
     config, backbone = bench.config, bench.backbone
     count = min(config.image_samples, len(bench.samples))
@@ -247,10 +261,10 @@ def _reconstruct(bench: Bench, technique: Technique, out: Measured) -> None:
     top = max(1, math.ceil(config.strength * len(backbone.schedule)) - 1)
     steps = np.linspace(top, 0, config.image_steps, endpoint=False).round().astype(int).tolist()
     images: list[Tensor] = []
-    for _, batch in bench.batches(bench.batch_size, count):
-        request = technique.start(
-            batch.request(steps[0], config.seed, technique.condition(batch.neutral, batch))
-        ).with_(origin="sampled", features=False)
+    for rows, batch in bench.batches(batch_size, count):
+        own = conditioning.rows(range(count)[rows])
+        request = technique.start(batch.request(steps[0], config.seed, own))
+        request = request.with_(origin="sampled", features=False)
         x = request.x_t
         for t, following in zip(steps, [*steps[1:], None], strict=True):
             now = torch.full((len(batch),), t)
@@ -296,4 +310,5 @@ def _pca(bench: Bench, response: Response) -> Array:
 def reference_pca(bench: Bench) -> Array:
     """The input's own picture: F_ref in the shared colours."""
     assert bench.pca_basis is not None
-    return pca_image(bench.references[_pca_layer(bench.references)][:PCA_SAMPLES], bench.pca_basis)
+    features = bench.reference(slice(PCA_SAMPLES)).features
+    return pca_image(features[_pca_layer(features)], bench.pca_basis)

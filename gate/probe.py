@@ -11,16 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from gate.errors import ConfigurationError, NonFiniteError, PluginError
-from gate.sample import SampleSet
+from gate.sample import MIN_SAMPLES, SampleSet
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gate.statistics import Figure
+
 Needs = Literal["labels", "masks"]
-Figure = Literal["miou", "balanced-accuracy"]
 Array = npt.NDArray[Any]
 
-MIN_SAMPLES = 8
 MAP_SIDE = 16
 
 
@@ -95,7 +95,7 @@ class Probe:
     """A small model that reads the truth from features. A subclass states its facts and writes `evaluate`.
 
     name: what the command line calls it. summary: one line. source: paper or library. needs: the truth it
-    reads. figure: how its confusion counts become a number (`figure`). direction and range are those of the
+    reads. figure: how its confusion counts become a number (`gate.statistics`). direction and range are those of the
     figure.
     """
 
@@ -130,7 +130,7 @@ class Probe:
         features: (n, c, h, w) float32, one map per sample (`probe_map`). Returns (n, k, k) int64: rows are
         the truth, columns the prediction, k the number of classes (needs "labels") or mask classes ("masks").
         A sample's counts sum to what was tested in it: 1, or its labelled positions. Counts of any set of
-        samples add up to theirs, so resampling, pairing and `figure` work on them.
+        samples add up to theirs, so they can be resampled and paired.
         """
         raise PluginError(f"Probe {self.name!r} must define `evaluate`.")
 
@@ -171,28 +171,6 @@ def map_counts(truth: Array, predicted: Array, k: int) -> npt.NDArray[np.int64]:
     sample, position = np.nonzero(truth >= 0)
     cell = (sample * k + truth[sample, position]) * k + predicted[sample, position]
     return np.bincount(cell, minlength=n * k * k).reshape(n, k, k).astype(np.int64)
-
-
-def figure(counts: Array, name: Figure) -> Array:
-    """The number that confusion counts (..., k, k), rows truth, come to: (...) float64 in [0, 1].
-
-    "miou": mean intersection over union; "balanced-accuracy": mean recall. Both are means over the classes
-    that occur in the truth, so the classes averaged over are the same for every technique on one set of
-    samples, whatever it predicts. NaN where nothing was counted.
-    """
-    counts = np.asarray(counts, dtype=np.float64)
-    hits = np.diagonal(counts, axis1=-2, axis2=-1)
-    truth, predicted = counts.sum(axis=-1), counts.sum(axis=-2)
-    if name == "miou":
-        whole = truth + predicted - hits
-    elif name == "balanced-accuracy":
-        whole = truth
-    else:
-        raise ValueError(f"Unknown figure {name!r}; it is 'miou' or 'balanced-accuracy'")
-    occurs = truth > 0
-    share = np.divide(hits, whole, out=np.zeros_like(hits), where=occurs)
-    n_classes = occurs.sum(axis=-1)
-    return np.divide(share.sum(axis=-1), n_classes, out=np.full(n_classes.shape, np.nan), where=n_classes > 0)
 
 
 def probe_map(features: Mapping[str, Tensor], side: int = MAP_SIDE) -> Tensor:

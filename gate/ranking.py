@@ -24,6 +24,7 @@ from gate.statistics import (
     Indices,
     Interval,
     confusion_error,
+    confusion_margins,
     group_ranks,
     holm,
     kendall,
@@ -182,9 +183,7 @@ class _Measure:
         """Per-sample columns, (n, m), contiguous so that equal values give equal bits in a matrix product."""
         if self.kind == "shift":
             return np.ascontiguousarray(values, dtype=np.float64)
-        diagonal = np.diagonal(values, axis1=-2, axis2=-1)
-        margins = np.stack([values.sum(axis=-1), values.sum(axis=-2), diagonal], axis=-2)  # (n, cells, 3, k)
-        return np.ascontiguousarray(margins.reshape(len(values), -1), dtype=np.float64)
+        return np.ascontiguousarray(confusion_margins(values).reshape(len(values), -1))
 
     def error(self, sums: Array) -> Array:
         """(..., m) sums of columns -> (..., cells) errors."""

@@ -15,7 +15,7 @@ from gate.measure import PCA_SAMPLES, Bench, Measured, reference_pca
 from gate.ranking import Entry, Evidence, Ranking, Weights, rank, winners
 from gate.registry import create_technique
 from gate.run import SCHEMA_VERSION
-from gate.statistics import Figure, Interval, confusion_error, paired_bca
+from gate.statistics import Figure, Interval, confusion_error, confusion_margins, paired_bca
 from gate.workers import VANILLA
 
 SCORE_PROBES = ("pixel-linear", "linear")  # the first that the samples have truth for
@@ -188,9 +188,7 @@ def _vanilla(bench: Bench, m: Measured) -> dict[str, Any]:
 
 def _figure(counts: NDArray[np.float64], figure: Figure) -> float:
     """The probe's figure over all samples, mean over timesteps. counts: (n, t, k, k)."""
-    total = counts.sum(axis=0)
-    margins = np.stack([total.sum(-1), total.sum(-2), np.diagonal(total, axis1=-2, axis2=-1)], axis=-2)
-    return float(1 - confusion_error(margins, figure).mean())
+    return float(1 - confusion_error(confusion_margins(counts.sum(axis=0)), figure).mean())
 
 
 def _dense(bench: Bench, measured: Mapping[str, Measured], names: list[str]) -> Arrays:

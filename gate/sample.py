@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from gate.errors import ConfigurationError
 
+MIN_SAMPLES = 8  # below it no interval over samples means anything
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:

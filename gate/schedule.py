@@ -72,10 +72,6 @@ class NoiseSchedule:
         """Share of signal variance, (b,) float64 in (0, 1]. t: (b,) long."""
         return self.signal[t.cpu()] ** 2 / (self.signal[t.cpu()] ** 2 + self.noise[t.cpu()] ** 2)
 
-    def sigma(self, t: Tensor) -> Tensor:
-        """Noise over signal, (b,) float64: the noise level of k-diffusion (Karras et al. 2022)."""
-        return self.noise[t.cpu()] / self.signal[t.cpu()]
-
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """a_t, s_t shaped (b, 1, 1, 1), in the dtype and on the device of `like`."""
         shape = (-1,) + (1,) * (like.ndim - 1)
@@ -113,17 +109,6 @@ class NoiseSchedule:
         if self.prediction_type == "flow_prediction":
             return x_t + a * prediction
         return (x_t - a * prediction) / s
-
-    def prediction_from_eps(self, eps_hat: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The denoiser's own target for a given eps_hat: the inverse of `eps_from`."""
-        a, s = self.coefficients(t, x_t)
-        if self.prediction_type == "epsilon":
-            return eps_hat
-        if self.prediction_type == "v_prediction":
-            return (eps_hat - s * x_t) / a
-        if self.prediction_type == "flow_prediction":
-            return (eps_hat - x_t) / a
-        return (x_t - s * eps_hat) / a
 
     def ddim_step(self, prediction: Tensor, x_t: Tensor, t: Tensor, t_next: Tensor | None) -> Tensor:
         """Deterministic step t -> t_next (Song et al. 2021, Eq. 12, eta 0); None goes to clean x0.

@@ -29,11 +29,11 @@ from gate.run import (
     write_arrays,
     write_json,
 )
+from gate.sample import MIN_SAMPLES
 from gate.workers import VANILLA, attempts, choose_workers
 
 Progress = Callable[[str, int, int], None]
 Log = Callable[[str], None]
-MIN_SAMPLES = 8
 
 
 class Interrupted(KeyboardInterrupt):

@@ -11,7 +11,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,16 +69,22 @@ def symmetric_share(error: Array, vanilla: Array) -> Array:
     return np.asarray(shares.mean(axis=-1), dtype=np.float64)
 
 
-def confusion_error(margins: Array, figure: Figure) -> Array:
-    """1 - figure of summed confusion counts, in [0, 1].
+def confusion_margins(counts: NDArray[Any]) -> Array:
+    """(..., k, k) confusion counts, rows true -> (..., 3, k): counts true, predicted and correct, per class."""
+    parts = [counts.sum(axis=-1), counts.sum(axis=-2), np.diagonal(counts, axis1=-2, axis2=-1)]
+    return np.stack(parts, axis=-2).astype(np.float64)
 
-    margins: (..., 3, k): counts true, predicted and correct, per class. Returns (...,).
-    miou: over classes present in truth or prediction. balanced-accuracy: mean recall over classes present.
-    0 where no class is present.
+
+def confusion_error(margins: Array, figure: Figure) -> Array:
+    """1 - figure of summed confusion counts, in [0, 1]. margins: (..., 3, k), `confusion_margins`. Returns (...,).
+
+    miou: mean intersection over union; balanced-accuracy: mean recall. Both over the classes that the truth
+    holds, so that one set of samples is averaged over the same classes whatever a technique predicts. 0 where
+    the truth holds no class.
     """
     true, predicted, correct = margins[..., 0, :], margins[..., 1, :], margins[..., 2, :]
     whole = true + predicted - correct if figure == "miou" else true
-    present = whole != 0
+    present = true > 0
     parts = np.where(present, correct / np.where(present, whole, 1), 0).sum(axis=-1)
     classes = present.sum(axis=-1)
     return np.asarray(np.where(classes > 0, 1 - parts / np.maximum(classes, 1), 0), dtype=np.float64)

@@ -50,6 +50,7 @@ class Technique:
     Facts: `name` as on the command line; `summary`, one line; `source`, the paper; `needs`; `families` of backbone it
     serves; `leak`, why its image or latent carries the input's own pixels ("" = it does not); `control`, whether it
     is a negative control; `replaces_latent`, whether it starts from another latent (two such do not compose);
+    `seedless`, whether the noise seed plays no part, so that one seed is measured for all of them;
     `neutral`, settings under which it equals vanilla bit for bit (None = it has none); `variants`, further names with
     their settings; `compositions`, names with `+` that belong to `all`; `listed`, whether it is in `all` itself.
     """
@@ -62,10 +63,16 @@ class Technique:
     leak: ClassVar[str] = ""
     control: ClassVar[bool] = False
     replaces_latent: ClassVar[bool] = False
+    seedless: ClassVar[bool] = False
     neutral: ClassVar[Mapping[str, Any] | None] = None
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     compositions: ClassVar[tuple[str, ...]] = ()
     listed: ClassVar[bool] = True
+
+    @property
+    def attaches(self) -> bool:
+        """Whether it may change the backbone for a while: it has an `attach` of its own."""
+        return type(self).attach is not Technique.attach
 
     @property
     def cost(self) -> Cost:
@@ -149,6 +156,11 @@ class Composition(Technique):
         facts["leak"] = "; ".join(p.leak for p in self.parts if p.leak)
         facts["control"] = any(p.control for p in self.parts)
         facts["replaces_latent"] = bool(replacing)
+        facts["seedless"] = any(p.seedless for p in self.parts)
+
+    @property
+    def attaches(self) -> bool:
+        return any(part.attaches for part in self.parts)
 
     @property
     def cost(self) -> Cost:
@@ -222,14 +234,21 @@ def with_settings(cls: type[Technique], name: str, settings: Mapping[str, Any]) 
     return technique
 
 
-def run(technique: Technique, request: Request, layers: Sequence[str]) -> Response:
+def run(
+    technique: Technique,
+    request: Request,
+    layers: Sequence[str],
+    *,
+    known: Sequence[tuple[Request, Response]] = (),
+) -> Response:
     """One pass through a technique that is attached: start, then denoise around the backbone's own call.
 
     The reference at t = 0 and the later states of a trajectory never start elsewhere. A call repeated on the very same
     clean or sampled request is answered from the first: an ensemble of one state is that state.
+    known: requests whose answers are there already.
     """
     backbone = request.batch.backbone
-    seen: list[tuple[Request, Response]] = []
+    seen = list(known)
 
     def call(inner: Request) -> Response:
         for known, answer in seen:

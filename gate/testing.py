@@ -92,6 +92,7 @@ def check_technique(
         ("detaching restores the backbone", bench.restores),
         ("is finite", bench.finite),
         ("deterministic in the seed", bench.deterministic),
+        ("the seed matters where it should", bench.seedless),
         ("independent of batch size and order", bench.independent),
         ("declared cost is the counted cost", bench.cost),
         ("state survives a save and load", bench.round_trip),
@@ -318,6 +319,12 @@ class _Bench:
             return self._expect_close(first, self.values(again), what)
         _expect_equal(first, self.values(again), what)
         return "two runs of one seed agree bit for bit"
+
+    def seedless(self) -> str:
+        if not self.technique.seedless:
+            return "draws on the noise seed"
+        [other] = self.extract(self.fitted(), [(TIMESTEPS[0], 1)])
+        return self._expect_close(self.usual, self.values(other), "says seedless and differs with the seed")
 
     def independent(self) -> str:
         technique = self.fitted()

@@ -30,6 +30,7 @@ class DdimInversion(Technique):
         "the latent is computed from the input by the denoiser itself, so running it back returns the input"
     )
     replaces_latent = True
+    seedless = True
     neutral: ClassVar = {"steps": 0}
 
     steps: int = 8

@@ -31,7 +31,6 @@ class Prompt(Technique):
     compositions: ClassVar[tuple[str, ...]] = (
         "prompt+shared-timestep",
         "prompt+guidance-cfg",
-        "prompt+noise-ensemble",
         "prompt+ddim-inversion",
     )
 

@@ -1,7 +1,7 @@
 """Where samples come from: a folder of images, named data sets, images already in memory."""
 
 from gate.data.chosen import load_for
-from gate.data.folder import MINIMUM_SAMPLES, load_images
+from gate.data.folder import load_images
 from gate.data.images import fit_image
 from gate.data.memory import as_samples
 from gate.data.named import DATA, NamedData, load_data
@@ -9,7 +9,6 @@ from gate.data.scenes import load_scenes
 
 __all__ = [
     "DATA",
-    "MINIMUM_SAMPLES",
     "NamedData",
     "as_samples",
     "fit_image",

@@ -24,9 +24,8 @@ from gate.data.images import (
 )
 from gate.data.order import draw, interleave
 from gate.errors import ConfigurationError, UsageError
-from gate.sample import Sample, SampleSet
+from gate.sample import MIN_SAMPLES, Sample, SampleSet
 
-MINIMUM_SAMPLES = 8  # below it no interval over samples means anything
 MAX_UNREADABLE = 0.2  # past this share the folder is not what the user believes it is
 
 PathLike = str | os.PathLike[str]
@@ -41,7 +40,7 @@ def load_images(
     labels: PathLike | None = None,
     captions: PathLike | None = None,
     masks: PathLike | None = None,
-    minimum: int = MINIMUM_SAMPLES,
+    minimum: int = MIN_SAMPLES,
 ) -> SampleSet:
     """The images below `folder`, shorter side resized to `size`, centre-cropped to size x size.
 

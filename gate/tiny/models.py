@@ -44,6 +44,43 @@ def new_unet() -> Any:
     )
 
 
+DEEP_SHARE = 0.75  # of an up block's variance comes from below at the start, the rest over the skip
+
+
+def initialise_unet(unet: Any) -> None:
+    """Weights to train from, in place: residual branches start at 0 (Goyal et al. 2017), and the path through
+    the deep levels keeps its variance.
+
+    PyTorch's default for a convolution divides the variance by three, and an up block has one on that path
+    for every resnet: of what the mid block says a ten-thousandth reached the output, the optimiser then learned
+    to ignore it, and the model painted texture without shapes.
+    """
+    import torch
+
+    def fill(weight: Any, variance: float) -> None:
+        weight.normal_(0, (variance / weight[0].numel()) ** 0.5)
+
+    with torch.no_grad():
+        for name, module in unet.named_modules():
+            if name.endswith((".conv2", ".proj_out")) or name == "conv_out":
+                module.weight.zero_()
+                module.bias.zero_()
+            elif name.endswith(("samplers.0.conv", "conv_shortcut")):
+                fill(module.weight, 1.0)
+                module.bias.zero_()
+        hidden = unet.mid_block.resnets[-1].out_channels
+        for block in unet.up_blocks:
+            for resnet in block.resnets:  # its input is (from below, over the skip)
+                weight = resnet.conv_shortcut.weight
+                below, skip = weight[:, :hidden], weight[:, hidden:]
+                if hidden == len(weight):
+                    below.copy_(DEEP_SHARE**0.5 * torch.eye(hidden)[..., None, None])
+                else:
+                    fill(below, DEEP_SHARE)
+                fill(skip, 1 - DEEP_SHARE)
+                hidden = len(weight)
+
+
 def new_text_encoder(tokenizer: Any) -> Any:
     """CLIPTextModel, two layers of width 128, trained together with the denoiser."""
     from transformers import CLIPTextConfig, CLIPTextModel

@@ -11,11 +11,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from gate.errors import ConfigurationError, NonFiniteError
-from gate.probe import Folds, Probe, figure, grid_mask, make_folds
+from gate.probe import Folds, Probe, grid_mask, make_folds
 from gate.probes.knn import Knn
 from gate.probes.linear import Linear
 from gate.probes.pixel_linear import PixelLinear, fit_ridge
 from gate.sample import Sample, SampleSet
+from gate.statistics import confusion_error, confusion_margins
 
 CLASSES, SIDE = 4, 8
 EVERY: tuple[type[Probe], ...] = (Linear, Knn, PixelLinear)
@@ -48,7 +49,8 @@ def features(samples: SampleSet, signal: float, c: int = 24, seed: int = 1, side
 
 
 def score(probe: Probe, x: np.ndarray, samples: SampleSet) -> float:
-    return float(figure(probe.evaluate(x, samples, make_folds(samples)).sum(axis=0), probe.figure))
+    counts = probe.evaluate(x, samples, make_folds(samples)).sum(axis=0)
+    return float(1 - confusion_error(confusion_margins(counts), probe.figure))
 
 
 @pytest.mark.parametrize("cls", EVERY)
