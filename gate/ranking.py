@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from gate.errors import IncomparableError, NonFiniteError, UsageError
+from gate.notes import basis_notes, disagreements, scale_notes
 from gate.statistics import (
     Array,
     Bools,
@@ -27,9 +28,7 @@ from gate.statistics import (
     confusion_margins,
     group_ranks,
     holm,
-    kendall,
     multiplicities,
-    opposed,
     paired_bca_each,
     share_removed,
     swap_p,
@@ -40,9 +39,6 @@ from gate.statistics import (
 Basis = Literal["shift and probes", "shift only", "probes only"]
 Verdict = Literal["better", "worse", "none"]
 
-DISAGREEMENT_TAU = 0.5  # orders with a Kendall tau below this are reported as disagreeing
-SCALE_TOLERANCE = 0.05  # |log ratio| of feature norms beyond which the plain Laplacian metric is suspect
-MAX_DISAGREEMENTS = 4
 _BATCH_ELEMENTS = 2**22  # 32 MiB of float64 per temporary
 
 
@@ -130,13 +126,15 @@ def rank(
     resamples: int = 2000,
     confidence: float = 0.95,
     feature_scale: Mapping[str, float] | None = None,
+    scale_sensitive: Collection[str] = (),
 ) -> Ranking:
     """Rank techniques by GATE score: weighted mean of suppression and of error removed, paired with vanilla.
 
     probe_figures: the figure whose complement is a probe's error. score_metrics, score_probes: what the score
     averages; those that vanilla lacks are left out (`Ranking` says which were used). Everything measured is
     reported.
-    feature_scale: technique -> RMS feature norm over vanilla's, to warn where a metric can be fooled.
+    feature_scale: technique -> RMS feature norm over vanilla's; scale_sensitive: the shift metrics that follow
+    it, to warn where they can be fooled.
     Raises IncomparableError where samples or cells differ, NonFiniteError where vanilla holds NaN or
     infinity; a technique with such numbers gets a NaN score and the last rank.
     """
@@ -151,16 +149,15 @@ def rank(
     )
     names = comparison.names
     permutations = max(resamples, 100 * len(names))  # the smallest p must survive Holm over all techniques
-    p = holm(
-        [swap_p(comparison.swapped(i), comparison.n, permutations=permutations, seed=seed) for i in names]
-    )
-    entries = _entries(comparison, intervals, p, alpha=1 - confidence)
-    used = comparison.coefficients
-    metrics = tuple(m.name for m in used if m.kind == "shift")
-    probes = tuple(m.name for m in used if m.kind == "probe")
+    p = [swap_p(comparison.swapped(i), comparison.n, permutations=permutations, seed=seed) for i in names]
+    entries = _entries(comparison, intervals, holm(p), alpha=1 - confidence)
+    kinds: tuple[Literal["shift", "probe"], ...] = ("shift", "probe")
+    metrics, probes = (tuple(m.name for m in comparison.coefficients if m.kind == kind) for kind in kinds)
     basis: Basis = "shift only" if not probes else "shift and probes" if metrics else "probes only"
-    notes = [*_basis_notes(basis, comparison, entries), *_scale_notes(vanilla, entries, feature_scale or {})]
-    notes += _disagreements(entries)
+    uninformative = [m.name for m in comparison.uninformative]
+    suspects = [name for name in scale_sensitive if name in vanilla.shifts]
+    scale = {name: ratio for name, ratio in (feature_scale or {}).items() if name in techniques}
+    notes = basis_notes(basis, uninformative, entries) + scale_notes(suspects, scale) + disagreements(entries)
     return Ranking(entries, basis, weights, metrics, probes, comparison.n, confidence, tuple(notes))
 
 
@@ -402,75 +399,3 @@ def _verdict(score: Interval, p_holm: float, alpha: float) -> Verdict:
     if not (p_holm <= alpha and score.excludes(0.0)):
         return "none"
     return "better" if score.value > 0 else "worse"
-
-
-def _basis_notes(basis: Basis, comparison: _Comparison, entries: Sequence[Entry]) -> list[str]:
-    notes = []
-    if basis == "shift only":
-        notes.append(
-            "No probe counts in the score, so it is suppression alone: it sees drift from the input, "
-            "not information added."
-        )
-    for measure in comparison.uninformative:
-        notes.append(
-            f"Vanilla makes no error on {measure.name!r}, so it cannot show an improvement and is left out "
-            "of the score."
-        )
-    broken = [e.name for e in entries if math.isnan(e.score.value)]
-    if broken:
-        notes.append(
-            f"NaN or infinity among the numbers of {_quoted(broken)}: no score, last in the ranking."
-        )
-    return notes
-
-
-def _scale_notes(vanilla: Evidence, entries: Sequence[Entry], scale: Mapping[str, float]) -> list[str]:
-    """Eq. 1-2 are not scale-invariant: a smaller feature has a smaller Laplacian, whatever it depicts."""
-    if "laplacian" not in vanilla.shifts:
-        return []
-    logs = {e.name: abs(math.log(scale[e.name])) for e in entries if scale.get(e.name, 0) > 0}
-    suspects = sorted((name for name in logs if logs[name] > SCALE_TOLERANCE), key=lambda name: -logs[name])
-    if not suspects:
-        return []
-    shown = ", ".join(f"{name!r} ({scale[name]:.2f} x vanilla's feature norm)" for name in suspects[:5])
-    rest = f" and {len(suspects) - 5} more" if len(suspects) > 5 else ""
-    return [
-        f"'laplacian' can be fooled by feature scale, and {shown}{rest} changed it: trust the scale-free "
-        "metrics there."
-    ]
-
-
-def _disagreements(entries: Sequence[Entry]) -> list[str]:
-    """Pairs of metrics or probes that order the techniques differently, strongest first."""
-    columns: dict[str, dict[str, Interval]] = {}
-    for entry in entries:
-        for name, interval in [*entry.suppression.items(), *entry.probes.items()]:
-            if math.isfinite(interval.value):
-                columns.setdefault(name, {})[entry.name] = interval
-    found: list[tuple[float, float, str]] = []
-    for a, b in itertools.combinations(columns, 2):
-        common = [name for name in columns[a] if name in columns[b]]
-        tau = kendall([columns[a][t].value for t in common], [columns[b][t].value for t in common])
-        gap, first, second = opposed(columns[a], columns[b], common)
-        if gap > 0:
-            text = (
-                f"{a!r} puts {first!r} above {second!r} and {b!r} the reverse, by intervals that do not "
-                + "overlap"
-                + (f" (Kendall tau of the two orders {tau:.2f})." if math.isfinite(tau) else ".")
-            )
-            found.append((-gap, tau, text))
-        elif tau < DISAGREEMENT_TAU:
-            found.append(
-                (0.0, tau, f"{a!r} and {b!r} order the techniques differently (Kendall tau {tau:.2f}).")
-            )
-    found.sort(key=lambda item: (item[0] == 0, item[0], item[1]))
-    notes = [text for _, _, text in found[:MAX_DISAGREEMENTS]]
-    if len(found) > MAX_DISAGREEMENTS:
-        notes.append(
-            f"{len(found) - MAX_DISAGREEMENTS} more pairs of metrics or probes disagree, less strongly."
-        )
-    return notes
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names)

@@ -32,6 +32,7 @@ def assemble(
     figures = {p.name: p.figure for p in bench.probes}
     techniques = {n: create_technique(n) for n in names}
     controls = [n for n in names if techniques[n].control]
+    scaled = [m.name for m in bench.of_kind("feature") if not m.scale_invariant]
     ranking = rank(
         evidence[VANILLA],
         {n: evidence[n] for n in names},
@@ -42,6 +43,7 @@ def assemble(
         seed=bench.config.seed,
         resamples=bench.config.resamples,
         feature_scale={n: _scale(measured[n], measured[VANILLA]) for n in names},
+        scale_sensitive=[name + key for name in scaled for key in ("", "@own")],
     )
     rows = [_row(bench, e, techniques[e.name], measured, ranking.n) for e in ranking.entries]
     results = {

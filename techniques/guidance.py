@@ -39,6 +39,7 @@ class Guider:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+MIN_GRID = 4  # on fewer positions attention has nothing to mix, and weakening it changes nothing
 # guiders that weaken the denoiser: no prompt guidance beside it; eps + scale (eps - eps_weak) as in papers
 ALONE = {"guidance_scale": 0.0, "use_original_formulation": True}
 GUIDERS: dict[str, Guider] = {
@@ -141,16 +142,16 @@ class Guidance(Technique):
     guiders away from the neutral prompt, "given" for guiders away from a weakened denoiser. The last call
     always has the conditioning as it is.
 
-    Weakened, in one extra call each: pag, the mid block's self-attention maps become the identity; seg, its
-    queries their mean (infinite blur); slg, its transformer is skipped; auto, so is the middle transformer of
-    every level, under the same prompt (a smaller model; the paper's is a less trained one). Combination is by
-    diffusers' classes, told the progress 1 - t/T. Their own way to weaken does not reach a UNet: without
-    prompt guidance beside it, pag and slg never install their hooks, seg never does at all and takes finite
-    blur for infinite, and auto drops activations at random. So the hooks are set here. fdg is the paper's
-    formula over two frequency bands (the lower at scale / 2), since diffusers' class needs kornia. apg has
-    the paper's eta = 0 (at diffusers' 1 it is cfg) and one step has no momentum; zero-star's zeroed first
-    steps are left out, t is never the first. Left out: LTX2Guidance, made of arguments that only the LTX-2
-    video transformer takes.
+    Weakened, in one extra call each, at the deepest level of 4x4 positions or more (the mid block, on tiny the
+    level above): pag, the self-attention maps become the identity; seg, the queries their mean (infinite blur);
+    slg, the transformers are skipped; auto, so is the middle transformer of every level, under the same
+    prompt (a smaller model; the paper's is a less trained one). Combination is by diffusers' classes, told
+    the progress 1 - t/T. Their own way to weaken does not reach a UNet: without prompt guidance beside it,
+    pag and slg never install their hooks, seg never does at all and takes finite blur for infinite, and auto
+    drops activations at random. So the hooks are set here. fdg is the paper's formula over two frequency
+    bands (the lower at scale / 2), since diffusers' class needs kornia. apg has the paper's eta = 0 (at
+    diffusers' 1 it is cfg) and one step has no momentum; zero-star's zeroed first steps are left out, t is
+    never the first. Left out: LTX2Guidance, made of arguments that only the LTX-2 video transformer takes.
     """
 
     name = "guidance"
@@ -206,7 +207,7 @@ class Guidance(Technique):
             )
         if facts.weakness != "prompt" and not weak_stacks(backbone.denoiser, facts.weakness):
             raise UnsuitableError(
-                f"{self.name} weakens the mid block's transformer; {backbone.name} has none."
+                f"{self.name} weakens a transformer of 4x4 positions or more; {backbone.name} has none."
             )
 
     def denoise(self, request: Request, call_next: CallNext) -> Response:
@@ -314,18 +315,27 @@ def _binomial(x: Tensor) -> Tensor:
 
 
 def weak_stacks(denoiser: Any, weakness: Weakness) -> list[str]:
-    """Paths of the transformers to weaken: the mid block's; for "blocks", the middle one of every level."""
-    found = []
+    """Paths of the transformers to weaken: those of the deepest level with MIN_GRID or more positions a side
+    (Stable Diffusion's mid block, as the papers have it); for "blocks", the middle one of the mid block and of every
+    level above."""
     modules = dict(denoiser.named_modules())
-    holders = ["mid_block"]
+    levels = ["mid_block", *(n for n in modules if n.startswith("up_blocks.") and n.count(".") == 1)]
+    stacks = {
+        level: [p for i in range(16) if (p := f"{level}.attentions.{i}.transformer_blocks") in modules]
+        for level in levels
+    }
     if weakness == "blocks":
-        holders += [name for name in modules if name.startswith("up_blocks.") and name.count(".") == 1]
-    for holder in holders:
-        depth = sum(f"{holder}.attentions.{i}" in modules for i in range(16))
-        path = f"{holder}.attentions.{depth // 2}.transformer_blocks"
-        if path in modules:
-            found.append(path)
-    return found
+        return [paths[len(paths) // 2] for paths in stacks.values() if paths]
+    large = (paths for level, paths in stacks.items() if paths and _grid(denoiser, level) >= MIN_GRID)
+    return next(large, [])
+
+
+def _grid(denoiser: Any, level: str) -> int:
+    """Positions a side of a level's map, at the size that the denoiser was trained for; 64 where it does not say."""
+    config = denoiser.config
+    size = config.sample_size if isinstance(config.sample_size, int) else 64
+    above = 0 if level == "mid_block" else int(level.rpartition(".")[2])
+    return size >> (len(config.block_out_channels) - 1 - above)
 
 
 @contextlib.contextmanager

@@ -231,11 +231,12 @@ def test_many_disagreements_are_cut_to_the_strongest():
 def test_feature_scale_is_reported_where_laplacian_is_in_use():
     vanilla, techniques = scene()
     scales = {"winner": 0.8, "little-a": 1.04, "unknown": 0.1}
-    (note,) = [n for n in ranked(vanilla, techniques, feature_scale=scales).notes if "scale" in n]
+    given: dict = {"feature_scale": scales, "scale_sensitive": ["laplacian"]}
+    (note,) = [n for n in ranked(vanilla, techniques, **given).notes if "scale" in n]
     assert "'winner' (0.80 x" in note and "little-a" not in note and "unknown" not in note
     without = {n: Evidence({"cosine": e.shifts["cosine"]}) for n, e in techniques.items()}
     plain = Evidence({"cosine": vanilla.shifts["cosine"]})
-    assert not any("scale" in n for n in ranked(plain, without, feature_scale=scales).notes)
+    assert not any("scale" in n for n in ranked(plain, without, **given).notes)
 
 
 def test_without_labels_suppression_alone_ranks_and_the_ranking_says_so():

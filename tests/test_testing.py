@@ -128,6 +128,10 @@ class TakesOnlyNoise(Scaled):
         return super().denoise(request, call_next)
 
 
+class SaysSeedless(Scaled):
+    seedless = True
+
+
 class SaysNothing(Scaled):
     summary = ""
 
@@ -151,6 +155,7 @@ BROKEN = {
     ForgetsItsState: "state survives a save and load",
     ServesAnything: "refuses a backbone it does not serve",
     TakesOnlyNoise: "takes clean and sampled requests",
+    SaysSeedless: "the seed matters where it should",
     SaysNothing: "states its facts",
     CannotBeMade: "can be made",
 }

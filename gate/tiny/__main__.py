@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--steps", type=int)
     train.add_argument("--batch", type=int)
     train.add_argument("--minutes", type=float, help="save and stop after this long; call again to go on")
-    train.add_argument("--float32", action="store_true", help="train in float32 instead of bfloat16 autocast")
+    train.add_argument("--bfloat16", action="store_true", help="autocast; faster only where the CPU has AMX")
     export = commands.add_parser("export", help="write the averaged weights as a diffusers pipeline")
     export.add_argument("--to", type=Path, default=WEIGHTS)
     for name in ("evaluate", "sample"):
@@ -90,7 +90,7 @@ def _train(options: argparse.Namespace) -> None:
     stop_at = None if options.minutes is None else time.time() + 60 * options.minutes
     recipe = dataclasses.replace(Recipe(), **given)
     cache = load_cache(options.run / "latents.pt")
-    train(recipe, cache, options.run, stop_at=stop_at, bfloat16=not options.float32)
+    train(recipe, cache, options.run, stop_at=stop_at, bfloat16=options.bfloat16)
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ from gate.tiny.scenes import Scene, render, write_caption
 from gate.tiny.tokens import new_tokenizer, tokenise
 
 TRAIN_SEED = 1  # the series of training scenes; evaluation uses others
+FAN_IN = 256  # weights of at most so many inputs train at the full rate
 CAPTIONS = 4  # caption variants kept per scene
 
 
@@ -157,6 +158,20 @@ def denoiser_loss(unet: Any, text_encoder: Any, batch: Batch, alpha_bar: torch.T
     return F.mse_loss(eps_hat.float(), batch.eps)
 
 
+def rate_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """Parameters by their share of the learning rate: min(1, FAN_IN / fan in), as muP has it for Adam (Yang et al.
+    2022).
+
+    Adam moves every weight by about the rate, however small its gradient. At one rate for all, the wide deep layers
+    change their output faster than the layers above can follow, and those learn to ignore them.
+    """
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for parameter in model.parameters():
+        share = min(1.0, FAN_IN / parameter[0].numel()) if parameter.ndim > 1 else 1.0
+        groups.setdefault(share, []).append(parameter)
+    return [{"params": group, "share": share} for share, group in groups.items()]
+
+
 def new_trainee(seed: int) -> torch.nn.ModuleDict:
     """Fresh UNet and text encoder."""
     torch.manual_seed(seed)
@@ -173,7 +188,7 @@ def train(
     *,
     stop_at: float | None = None,
     save_every: int = 250,
-    bfloat16: bool = True,
+    bfloat16: bool = False,
 ) -> torch.nn.ModuleDict:
     """Train, or resume what `run` holds, to the end of the recipe; returns the averaged modules.
 
@@ -182,7 +197,7 @@ def train(
     run.mkdir(parents=True, exist_ok=True)
     model = new_trainee(recipe.seed)
     optimiser = torch.optim.AdamW(
-        model.parameters(), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+        rate_groups(model), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
     ema = Ema(model, recipe.ema)
     schedule = Schedule(recipe.rate, recipe.warm_up, recipe.steps, recipe.decay)
@@ -192,7 +207,7 @@ def train(
     started, losses = time.time(), []
     for step in range(first + 1, recipe.steps + 1):
         for group in optimiser.param_groups:
-            group["lr"] = schedule(step)
+            group["lr"] = schedule(step) * group["share"]
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             loss = denoiser_loss(
                 model["unet"], model["text_encoder"], draw_batch(cache, recipe, step), alpha_bar

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -82,7 +84,14 @@ def test_guiders_away_from_a_weaker_denoiser_follow_their_papers(guider: str, ba
 
 def test_autoguidance_weakens_more_than_one_block_and_keeps_the_prompt(batch: Batch) -> None:
     denoiser = batch.backbone.denoiser
-    assert weak_stacks(denoiser, "block") == ["mid_block.attentions.0.transformer_blocks"]
+    assert weak_stacks(denoiser, "block") == [
+        f"up_blocks.1.attentions.{i}.transformer_blocks" for i in range(3)
+    ]
+    larger = SimpleNamespace(
+        named_modules=denoiser.named_modules,
+        config=SimpleNamespace(sample_size=64, block_out_channels=denoiser.config.block_out_channels),
+    )
+    assert weak_stacks(larger, "block") == ["mid_block.attentions.0.transformer_blocks"]
     assert len(weak_stacks(denoiser, "blocks")) == 4
     strong = plain(batch, ["a bird"] * len(batch))
     with weakened(denoiser, "blocks"):
@@ -92,7 +101,7 @@ def test_autoguidance_weakens_more_than_one_block_and_keeps_the_prompt(batch: Ba
 
 
 def test_identity_attention_is_the_values(batch: Batch) -> None:
-    attention = batch.backbone.denoiser.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1")
+    attention = batch.backbone.denoiser.get_submodule("up_blocks.1.attentions.0.transformer_blocks.0.attn1")
     x = torch.randn(2, 4, attention.to_q.in_features)  # type: ignore[union-attr, arg-type]
     with torch.no_grad(), weakened(batch.backbone.denoiser, "scores"):
         got = attention(x)

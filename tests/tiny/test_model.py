@@ -95,9 +95,9 @@ def _cache() -> LatentCache:
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     recipe = Recipe(steps=2, batch=2, warm_up=1)
-    whole = train(recipe, _cache(), tmp_path / "whole", bfloat16=False)
-    train(recipe, _cache(), tmp_path / "parts", bfloat16=False, stop_at=0.0)  # stops after one step
-    resumed = train(recipe, _cache(), tmp_path / "parts", bfloat16=False)
+    whole = train(recipe, _cache(), tmp_path / "whole")
+    train(recipe, _cache(), tmp_path / "parts", stop_at=0.0)  # stops after one step
+    resumed = train(recipe, _cache(), tmp_path / "parts")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 

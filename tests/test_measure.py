@@ -1,0 +1,55 @@
+"""What is measured once for all is the same as measured again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gate.backbone import Backbone
+from gate.config import make_config
+from gate.measure import Bench, measure, prepare
+from gate.registry import select_plugins
+from gate.sample import SampleSet
+from gate.technique import Technique
+from gate.techniques.ddim_inversion import DdimInversion
+
+
+@pytest.fixture(scope="module")
+def bench(tiny: Backbone, scenes: SampleSet) -> Bench:
+    settings = {"timesteps": (50, 300), "seeds": 2, "image_samples": 2, "image_steps": 2}
+    metrics = select_plugins("metric", ("all",))
+    return prepare(tiny, scenes[:8], make_config(settings), metrics, [])
+
+
+class Seeded(DdimInversion):
+    seedless = False
+
+
+class Attaching(Technique):
+    def attach(self, backbone: Backbone):  # type: ignore[no-untyped-def]
+        return super().attach(backbone)
+
+
+def test_one_seed_of_a_seedless_technique_stands_for_all(bench: Bench) -> None:
+    ticks: list[int] = []
+    once = measure(bench, DdimInversion(steps=2), ticks.append)
+    both = measure(bench, Seeded(steps=2))
+    assert sum(ticks) == 8 * 2 * 2
+    assert once.calls == both.calls == 3
+    for ours, theirs in ((once.shift, both.shift), (once.prediction, both.prediction)):
+        for key in ours:
+            assert np.array_equal(ours[key][:, 0], ours[key][:, 1])
+            np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-4, atol=1e-6, err_msg=key)
+
+
+def test_the_plain_clean_pass_is_made_once_unless_the_technique_may_change_the_backbone(bench: Bench) -> None:
+    spent = []
+    for technique in (Technique(), Attaching()):
+        before = bench.backbone.calls
+        measured = measure(bench, technique)
+        spent.append(bench.backbone.calls - before)
+        assert measured.calls == 1
+    assert spent == [8 * 4 + 2 * 2, 8 * 4 + 2 * 2 + 8]
+    shared, own = (measure(bench, technique) for technique in (Technique(), Attaching()))
+    for key in shared.shift:
+        assert np.array_equal(shared.shift[key], own.shift[key]), key
