@@ -82,7 +82,7 @@ class Technique:
     @property
     def settings(self) -> dict[str, Any]:
         """Every setting and its value."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
 
     def check(self, backbone: Backbone, samples: SampleSet) -> None:
         """Raise `UnsuitableError` where this backbone or these samples cannot be served."""
@@ -211,6 +211,18 @@ class Composition(Technique):
         for part in reversed(self.parts):
             call_next = _wrapped(part, call_next)
         return call_next(request)
+
+
+def descend(request: Request, lead: int, steps: int, predict: Callable[[Request], Tensor]) -> Request:
+    """The request at a latent that was reached by denoising: from x_{t + lead}, made of the same x0 and noise, down to
+    t by `steps` deterministic DDIM steps of predict(request), (b, c, h, w). t + lead stays within the schedule."""
+    schedule = request.batch.backbone.schedule
+    top = (request.t + lead).clamp(max=len(schedule) - 1)
+    here = request.at(top).with_(features=False)
+    for k in range(1, steps + 1):
+        after = top - (top - request.t) * k // steps
+        here = here.moved(schedule.ddim_step(predict(here), here.x_t, here.t, after), after)
+    return here.with_(t_condition=request.t_condition, features=request.features)
 
 
 def _wrapped(part: Technique, call_next: CallNext) -> CallNext:

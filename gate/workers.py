@@ -37,14 +37,19 @@ class Attempt:
     notices: tuple[str, ...] = ()
 
 
+def forkable_cores() -> int:
+    """Cores that this process may use; 1 where it cannot fork, or where forking is not safe."""
+    if not hasattr(os, "sched_getaffinity") or "fork" not in multiprocessing.get_all_start_methods():
+        return 1
+    return len(os.sched_getaffinity(0))
+
+
 def choose_workers(bench: Bench, techniques: int) -> int:
     """As configured; `auto` is one per core for small backbones on a CPU that can fork, else 1."""
     if bench.config.workers != "auto":
         return min(bench.config.workers, techniques)
     small = bench.backbone.image_size <= SMALL_IMAGE and bench.backbone.device.type == "cpu"
-    if not small or "fork" not in multiprocessing.get_all_start_methods() or os.name != "posix":
-        return 1
-    return max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, techniques))
+    return max(1, min(forkable_cores(), techniques)) if small else 1
 
 
 def attempts(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from gate.errors import UnsuitableError
-from gate.technique import Cost, Technique
+from gate.technique import Cost, Technique, descend
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -215,14 +215,9 @@ class Guidance(Technique):
             return call_next(request)
         if request.origin == "sampled":
             return self._guided(request, call_next)
-        schedule = request.batch.backbone.schedule
-        top = (request.t + self.lead).clamp(max=len(schedule) - 1)
-        here = request.at(top).with_(features=False)
-        for k in range(1, self.steps + 1):
-            after = top - (top - request.t) * k // self.steps
-            prediction = self._guided(here, call_next).prediction
-            here = here.moved(schedule.ddim_step(prediction, here.x_t, here.t, after), after)
-        return call_next(here.with_(t_condition=request.t_condition, features=request.features))
+        return call_next(
+            descend(request, self.lead, self.steps, lambda r: self._guided(r, call_next).prediction)
+        )
 
     def _guided(self, request: Request, call_next: CallNext) -> Response:
         """The guided prediction at the request's own latent; features are those of the stronger call."""

@@ -61,10 +61,6 @@ class PromptSearch(Technique):
             vars(self)["needs"] = frozenset()
 
     @property
-    def settings(self) -> dict[str, Any]:
-        return {k: v for k, v in super().settings.items() if not k.startswith("_")}
-
-    @property
     def cost(self) -> Cost:
         """per_image counts the candidates that `fit` found; before it, those of the settings."""
         return Cost(per_image=float(search_calls(len(self._fitted or self.candidates), self.stages)))

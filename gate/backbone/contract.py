@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -47,6 +48,15 @@ class Backbone(abc.ABC):
     @abc.abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """One row per prompt; the same text always gives the same bits."""
+
+    @property
+    @abc.abstractmethod
+    def components(self) -> dict[str, nn.Module]:
+        """The parts that adapters change, under diffusers' names: "unet", "text_encoder"."""
+
+    @abc.abstractmethod
+    def prompts_anew(self) -> AbstractContextManager[None]:
+        """For a while, prompts are encoded afresh: their encoder is not the usual one."""
 
     @property
     @abc.abstractmethod

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gate.backbone.contract import Backbone
 from gate.backbone.layers import LayerInfo, layer_paths, unet_layers
@@ -94,6 +95,18 @@ class LatentUNet(Backbone):
                 with torch.no_grad():
                     self._prompts[prompt] = self.text_encoder(tokens.input_ids.to(self.device))[0][0]
         return Conditioning(torch.stack([self._prompts[p] for p in prompts]), prompts=tuple(prompts))
+
+    @property
+    def components(self) -> dict[str, nn.Module]:
+        return {"unet": self.denoiser, "text_encoder": self.text_encoder}
+
+    @contextlib.contextmanager
+    def prompts_anew(self) -> Iterator[None]:
+        held, self._prompts = self._prompts, {}
+        try:
+            yield
+        finally:
+            self._prompts = held
 
     @functools.cached_property
     def layer_paths(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ import typer
 from gate.cli.check import check
 from gate.cli.describe import describe
 from gate.cli.failures import guarded
+from gate.cli.fit import fit
 from gate.cli.list import list_
 from gate.cli.plot import plot
 from gate.cli.rank import rank
@@ -56,6 +57,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "list": list_,
     "describe": describe,
     "check": check,
+    "fit": fit,
 }
 _SHORT = {
     "screen": "Rank techniques: the main job.",
@@ -65,6 +67,7 @@ _SHORT = {
     "list": "List techniques, probes, metrics, layers, backbones, data.",
     "describe": "Show all about a technique, probe or metric.",
     "check": "Test a technique against the contract.",
+    "fit": "Fit a LoRA or a ControlNet to your images.",
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name, short_help=_SHORT[_name])(guarded(_command))

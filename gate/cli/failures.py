@@ -40,6 +40,8 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         run = getattr(error, "run", None)
         finish = f"; finish it with: gate resume {run}" if run is not None else ""
+        if getattr(error, "folder", None) is not None:
+            finish = "; go on with the same command and --resume"
         return f"Interrupted{finish}", EXIT_INTERRUPTED
     text = " ".join(str(error).split())
     if isinstance(error, GateError):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +32,27 @@ def figures() -> dict[str, Draw]:
 
 
 def draw_all(run: Run, folder: str | Path) -> list[Path]:
-    """Write every figure that the run has numbers for as PNG and SVG into `folder`; returns the files."""
-    from gate.plots.look import save, styled
+    """Write every figure that the run has numbers for as PNG and SVG into `folder`; returns the files.
+
+    A process per core draws them: a figure takes a second, most of it in one thread.
+    """
+    from gate.workers import forkable_cores
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    files: list[Path] = []
+    names = list(figures())
+    processes = min(forkable_cores(), len(names))
+    if processes == 1:
+        return [file for name in names for file in _write(run, folder, name)]
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(processes, mp_context=fork) as pool:
+        written = list(pool.map(_write, repeat(run), repeat(folder), names))
+    return [file for files in written for file in files]
+
+
+def _write(run: Run, folder: Path, name: str) -> list[Path]:
+    from gate.plots.look import save, styled
+
     with styled():
-        for name, draw in figures().items():
-            figure = draw(run)
-            if figure is not None:
-                files += save(figure, folder / name)
-    return files
+        figure = figures()[name](run)
+        return save(figure, folder / name) if figure is not None else []

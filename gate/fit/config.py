@@ -1,0 +1,57 @@
+"""What to fit, on what, for how long: one object behind `gate fit` and the Python call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gate.errors import UsageError
+from gate.sample import MIN_SAMPLES
+
+
+class FitConfig(BaseModel):
+    """Settings of one fit. None means the trainer's default for the backbone's size.
+
+    samples: images, of which the share `held_out` is kept apart to judge by. rate, text_rate: of the denoiser's and
+    the text encoder's adapters. alpha: the LoRA's scaling is alpha / rank. control: what a ControlNet is shown.
+    check_every: steps between two looks at the held-out images, each of which writes a checkpoint.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    backbone: str = "tiny"
+    images: str | None = None
+    captions: str | None = None
+    data: str | None = None
+    samples: int = Field(30, ge=MIN_SAMPLES)
+    held_out: float = Field(0.2, gt=0, lt=1)
+    steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(8, ge=1)
+    rank: int | None = Field(None, ge=1)
+    alpha: float | None = Field(None, gt=0)
+    rate: float | None = Field(None, gt=0)
+    text_rate: float | None = Field(None, ge=0)
+    control: str = "canny"
+    check_every: int = Field(50, ge=1)
+    sheet: int = Field(4, ge=0)
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
+    output: str = ""
+
+
+def make_fit_config(values: dict[str, Any]) -> FitConfig:
+    """The config of the given values. Raises UsageError with one sentence."""
+    try:
+        config = FitConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"][:1])
+        raise UsageError(f"Setting {where!r} is wrong: {first['msg']}. See: gate fit --help") from error
+    if not config.output:
+        raise UsageError("Say where the weights go: --output DIR.")
+    if (config.images is None) == (config.data is None):
+        raise UsageError("Say what to fit on: --images DIR, or a named data set with --data NAME.")
+    return config

@@ -1,0 +1,300 @@
+"""The loop that all trainers share: seeded batches, checkpoints, held-out error, halved batches, interruption."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gate.errors import ConfigurationError, OutOfMemoryError, UsageError
+from gate.fit.config import FitConfig
+from gate.fit.trainer import Trainer, create_trainer
+from gate.schedule import sample_noise
+
+if TYPE_CHECKING:
+    from gate.backbone import Backbone
+    from gate.sample import SampleSet
+
+Progress = Callable[[str, int, int], None]
+Log = Callable[[str], None]
+HELD_OUT_LEVELS = (0.1, 0.3, 0.5, 0.7)  # of the schedule, where the held-out error is measured
+HELD_OUT_NOISES = 2
+CHECKPOINT = "checkpoint.pt"
+OVER_FITTED = "over-fitted"
+
+
+class FitInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a fit; the last checkpoint is in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"interrupted; call it again with --resume to go on from {folder}")
+        self.folder = folder
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A finished fit. report: what fit.json holds."""
+
+    path: Path
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is trained on and judged by. x0: (n, c, h, w); captions: n tuples of texts; held_out: indices."""
+
+    samples: SampleSet
+    x0: Tensor
+    captions: tuple[tuple[str, ...], ...]
+    trained: tuple[int, ...]
+    held_out: tuple[int, ...]
+
+
+@dataclass
+class Course:
+    """What has happened so far. held_out: {step: (m,) eps errors of the held-out images}; losses: mean since then."""
+
+    step: int = 0
+    best: int = 0
+    held_out: dict[int, list[float]] = field(default_factory=dict)
+    losses: dict[int, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    micro: int = 0
+
+
+def captions_of(caption: str | None) -> tuple[str, ...]:
+    """The paper's three captions of an image (App. B): none, tags, the sentence. Without a caption, none alone."""
+    if not caption:
+        return ("",)
+    words = caption.replace(",", " , ").split()
+    tags: list[str] = []
+    current: list[str] = []
+    for word in [*words, ","]:
+        if word.lower() in _STOP or word == ",":
+            if current:
+                tags.append(" ".join(current))
+            current = []
+        else:
+            current.append(word)
+    return ("", ", ".join(dict.fromkeys(tags)), caption)
+
+
+_STOP = frozenset({
+    "a", "an", "the", "of", "on", "in", "at", "with", "and", "or", "is", "are", "to", "from", "by",
+    "photo", "picture", "image",
+})  # fmt: skip
+
+
+def fit(
+    config: FitConfig, *, resume: bool = False, progress: Progress | None = None, log: Log | None = None
+) -> Fitted:
+    """Fit what `config` names and write it into `config.output`.
+
+    Raises UsageError and ConfigurationError before anything is trained; `FitInterrupted` on Ctrl-C, with a
+    checkpoint from which `resume` goes on to the same weights. Out of memory halves the batch that goes through at
+    once; gradients are accumulated, so the result does not change.
+    """
+    from gate.backbone import load_backbone
+
+    progress, log = progress or (lambda *_: None), log or (lambda _: None)
+    folder = _folder(config, resume)
+    backbone = load_backbone(config.backbone, device=config.device, dtype=config.dtype)
+    material = _material(config, backbone)
+    trainer = create_trainer(config, backbone, material.samples)
+    try:
+        steps = config.steps or trainer.steps
+        log(
+            f"{config.name} for {backbone.name} ({backbone.device}): {len(material.trained)} images to learn from, "
+            f"{len(material.held_out)} held out, {steps} steps of {config.batch_size}, "
+            + ", ".join(f"{k} {v:g}" for k, v in trainer.facts().items())
+        )
+        course = _train(trainer, backbone, material, config, steps, folder, progress, log)
+        from gate.fit.report import write_report
+
+        return Fitted(folder, write_report(trainer, backbone, material, config, course, folder))
+    finally:
+        trainer.release()
+
+
+def _folder(config: FitConfig, resume: bool) -> Path:
+    """The output folder: new, or that of the very same fit."""
+    folder, facts = Path(config.output), config.model_dump(exclude={"output", "steps", "device"})
+    began = folder / "fit.json"
+    if resume:
+        if not (folder / CHECKPOINT).is_file():
+            raise UsageError(f"{folder} holds no checkpoint to resume from.")
+        if json.loads(began.read_text(encoding="utf-8"))["config"] != facts:
+            raise ConfigurationError(f"{folder} was fitted with other settings; resume with the same ones.")
+        return folder
+    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise UsageError(f"{folder} exists already; add --resume to go on, or choose another folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        began.write_text(
+            json.dumps({"schema_version": 1, "config": facts}, indent=1) + "\n", encoding="utf-8"
+        )
+    except OSError as error:
+        raise ConfigurationError(f"{folder} cannot be written: {error.strerror}.") from error
+    return folder
+
+
+def _material(config: FitConfig, backbone: Backbone) -> Material:
+    from gate.backbone import pixels
+    from gate.data import load_data, load_images
+
+    size = backbone.image_size
+    if config.images is not None:
+        samples = load_images(
+            config.images, size=size, limit=config.samples, seed=config.seed, captions=config.captions
+        )
+    else:
+        samples = load_data(str(config.data), n=config.samples, size=size, seed=config.seed)
+    n = len(samples)
+    order = np.random.default_rng([config.seed, n]).permutation(n).tolist()
+    apart = min(max(2, round(config.held_out * n)), n - 1)
+    x0 = torch.cat([backbone.encode(pixels([sample])) for sample in samples])
+    captions = tuple(captions_of(sample.caption) for sample in samples)
+    return Material(samples, x0, captions, tuple(sorted(order[apart:])), tuple(sorted(order[:apart])))
+
+
+def _train(
+    trainer: Trainer,
+    backbone: Backbone,
+    material: Material,
+    config: FitConfig,
+    steps: int,
+    folder: Path,
+    progress: Progress,
+    log: Log,
+) -> Course:
+    optimiser = torch.optim.AdamW(trainer.groups, weight_decay=1e-2)
+    course = _restore(trainer, optimiser, folder, config)
+    if not course.held_out:
+        course.held_out[0] = held_out_errors(trainer, backbone, material).tolist()
+    began, losses = time.perf_counter() - course.seconds, []
+    try:
+        while course.step < steps:
+            losses.append(_step(trainer, backbone, material, config, course, optimiser, log))
+            course.step += 1
+            progress(config.name, course.step, steps)
+            if course.step % config.check_every == 0 or course.step == steps:
+                course.losses[course.step] = float(np.mean(losses))
+                losses.clear()
+                errors = held_out_errors(trainer, backbone, material)
+                course.held_out[course.step] = errors.tolist()
+                course.seconds = time.perf_counter() - began
+                if errors.mean() <= np.mean(course.held_out[course.best]) or course.best == 0:
+                    course.best = course.step
+                    trainer.save(folder)
+                _keep(trainer, optimiser, course, folder)
+                log(
+                    f"step {course.step}: loss {course.losses[course.step]:.4f}, held out {errors.mean():.4f}"
+                )
+    except KeyboardInterrupt as stop:
+        raise FitInterrupted(folder) from stop
+    trainer.save(folder / OVER_FITTED)
+    return course
+
+
+def _step(
+    trainer: Trainer,
+    backbone: Backbone,
+    material: Material,
+    config: FitConfig,
+    course: Course,
+    optimiser: torch.optim.Optimizer,
+    log: Log,
+) -> float:
+    """One step, a function of (seed, step): the mean loss of its batch."""
+    g = torch.Generator().manual_seed(config.seed * 1_000_003 + course.step)
+    b, n = config.batch_size, len(backbone.schedule)
+    rows = [material.trained[i] for i in torch.randint(len(material.trained), (b,), generator=g).tolist()]
+    texts = [
+        material.captions[row][int(u * len(material.captions[row]))]
+        for row, u in zip(rows, torch.rand(b, generator=g).tolist(), strict=True)
+    ]
+    t = ((torch.arange(b) + torch.rand(b, generator=g)) * n / b).long().clamp(max=n - 1)
+    x0 = material.x0[rows]
+    eps = torch.randn(x0.shape, generator=g).to(x0)
+    x_t = backbone.schedule.add_noise(x0, eps, t)
+    while True:
+        try:
+            optimiser.zero_grad(set_to_none=True)
+            total = 0.0
+            for i in range(0, b, course.micro):
+                part = slice(i, i + course.micro)
+                loss = trainer.loss(x_t[part], eps[part], t[part], texts[part], rows[part]).sum() / b
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += float(loss.detach())
+            break
+        except torch.OutOfMemoryError as error:
+            if course.micro == 1:
+                raise OutOfMemoryError(
+                    "One image at a time does not fit into memory; use a smaller backbone or --dtype bfloat16."
+                ) from error
+            course.micro //= 2
+            log(f"out of memory: going on with {course.micro} images at a time, batches as before")
+    if not math.isfinite(total):
+        raise ConfigurationError(f"The loss is {total} at step {course.step}; lower the rate.")
+    torch.nn.utils.clip_grad_norm_(trainer.parameters, 1.0)
+    optimiser.step()
+    return total
+
+
+@torch.no_grad()
+def held_out_errors(trainer: Trainer, backbone: Backbone, material: Material) -> Tensor:
+    """(m,) float64: eps error of each held-out image under its fullest caption, over four noise levels and two
+    noises, the same at every step."""
+    errors = []
+    for row in material.held_out:
+        levels = [
+            round(level * len(backbone.schedule)) for level in HELD_OUT_LEVELS for _ in range(HELD_OUT_NOISES)
+        ]
+        t = torch.tensor(levels)
+        shape = tuple(material.x0.shape[1:])
+        identity = material.samples[row].id
+        eps = torch.stack([sample_noise(identity, seed, shape) for seed in range(len(levels))]).to(
+            material.x0
+        )
+        x0 = material.x0[row].expand_as(eps)
+        texts = [material.captions[row][-1]] * len(levels)
+        errors.append(
+            trainer.loss(backbone.schedule.add_noise(x0, eps, t), eps, t, texts, [row] * len(levels))
+            .double()
+            .mean()
+        )
+    return torch.stack(errors).cpu()
+
+
+def _restore(trainer: Trainer, optimiser: torch.optim.Optimizer, folder: Path, config: FitConfig) -> Course:
+    course = Course(micro=config.batch_size)
+    file = folder / CHECKPOINT
+    if file.is_file():
+        state = torch.load(file, weights_only=True)
+        with torch.no_grad():
+            for parameter, value in zip(trainer.parameters, state["parameters"], strict=True):
+                parameter.copy_(value)
+        optimiser.load_state_dict(state["optimiser"])
+        course = Course(**state["course"])
+    return course
+
+
+def _keep(trainer: Trainer, optimiser: torch.optim.Optimizer, course: Course, folder: Path) -> None:
+    """The checkpoint, whole or not at all."""
+    state = {
+        "parameters": [p.detach() for p in trainer.parameters],
+        "optimiser": optimiser.state_dict(),
+        "course": vars(course),
+    }
+    partial = folder / (CHECKPOINT + ".partial")
+    torch.save(state, partial)
+    os.replace(partial, folder / CHECKPOINT)

@@ -1,0 +1,168 @@
+"""What a fit leaves beside its weights: fit.json, the losses and samples as pictures, and a card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from gate import __version__
+from gate.fit.loop import OVER_FITTED
+from gate.statistics import Interval, paired_bca, share_removed
+
+if TYPE_CHECKING:
+    from gate.backbone import Backbone
+    from gate.fit.config import FitConfig
+    from gate.fit.loop import Course, Material
+    from gate.fit.trainer import Trainer
+
+Predict = Callable[[torch.Tensor, torch.Tensor, list[str]], torch.Tensor]
+SHEET_STEPS = 20
+GUIDANCE = 3.0
+TILE = 128  # px
+
+
+def write_report(
+    trainer: Trainer, backbone: Backbone, material: Material, config: FitConfig, course: Course, folder: Path
+) -> dict[str, Any]:
+    """Write everything; returns what fit.json holds."""
+    kept, last = _gain(course, course.best, config.seed), _gain(course, course.step, config.seed)
+    report = {
+        "schema_version": 1,
+        "config": config.model_dump(exclude={"output", "steps", "device"}),
+        "gate_version": __version__,
+        "versions": {p: version(p) for p in ("torch", "diffusers", "peft", "transformers")},
+        "device": str(backbone.device),
+        "backbone": {"name": backbone.name, "weights": backbone.fingerprint()},
+        "data": {
+            "name": material.samples.name,
+            "trained": len(material.trained),
+            "held_out": len(material.held_out),
+            "samples": material.samples.fingerprint(),
+        },
+        "trainer": trainer.facts(),
+        "steps": course.step,
+        "kept": {"step": course.best, "file": ".", "held_out_gain": vars(kept)},
+        "last": {"step": course.step, "file": OVER_FITTED, "held_out_gain": vars(last)},
+        "over_fitted": last.value < kept.value,
+        "losses": course.losses,
+        "held_out": {step: float(np.mean(errors)) for step, errors in course.held_out.items()},
+        "seconds": round(course.seconds, 1),
+    }
+    (folder / "fit.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    _draw(report, folder / "losses.png")
+    if config.sheet:
+        sheet(trainer, backbone, material, config, folder / "samples.png")
+    (folder / "card.md").write_text(card(report, config, folder), encoding="utf-8")
+    return report
+
+
+def _gain(course: Course, step: int, seed: int) -> Interval:
+    """Share of the plain backbone's held-out eps error that is gone, paired over the held-out images."""
+    before, after = (np.array(course.held_out[k])[:, None] for k in (0, step))
+    return paired_bca(
+        lambda i: share_removed(after[i].mean(axis=-2), before[i].mean(axis=-2)), len(before), seed=seed
+    )
+
+
+def _draw(report: dict[str, Any], path: Path) -> None:
+    from gate.plots.look import BLUE, DPI, GREY, VERMILION, new_figure, styled
+
+    with styled():
+        figure = new_figure(6.0, 3.2)
+        axes = figure.subplots()
+        axes.plot(list(report["losses"]), list(report["losses"].values()), color=GREY, label="training")
+        held_out = report["held_out"]
+        label = f"held out, n = {report['data']['held_out']}"
+        axes.plot(list(held_out), list(held_out.values()), color=BLUE, marker="o", markersize=3, label=label)
+        axes.axvline(report["kept"]["step"], color=VERMILION, linewidth=1, label="kept")
+        axes.set(
+            xlabel="step", ylabel="eps error (lower is better)", title=f"Fit of {report['config']['name']}"
+        )
+        axes.legend()
+        figure.savefig(path, dpi=DPI, metadata={"Software": None})
+
+
+@torch.no_grad()
+def sheet(trainer: Trainer, backbone: Backbone, material: Material, config: FitConfig, path: Path) -> None:
+    """Rows: held-out images, the plain backbone's samples of their captions, the fitted one's, from the same noise."""
+    from PIL import Image
+
+    rows = list(material.held_out[: config.sheet])
+    texts = [material.captions[row][-1] for row in rows]
+    shape = tuple(material.x0.shape[1:])
+    noise = torch.stack([
+        torch.randn(shape, generator=torch.Generator().manual_seed(config.seed + k)) for k in range(len(rows))
+    ]).to(material.x0)  # fmt: skip
+    with trainer.switched_off():
+        plain = _sample(backbone, noise, texts, lambda x, t, c: _plain(backbone, x, t, c))
+    fitted = _sample(backbone, noise, texts, lambda x, t, c: trainer.predict(x, t, c, rows))
+    images = [np.stack([material.samples[row].image for row in rows]), plain, fitted]
+    canvas = Image.new("RGB", (TILE * len(rows), TILE * len(images)), "white")
+    for y, line in enumerate(images):
+        for x, image in enumerate(line):
+            canvas.paste(Image.fromarray(image).resize((TILE, TILE)), (x * TILE, y * TILE))
+    canvas.save(path, optimize=True)
+
+
+def _plain(backbone: Backbone, x: torch.Tensor, t: torch.Tensor, texts: list[str]) -> torch.Tensor:
+    embeds = backbone.encode_prompts(texts).prompt_embeds
+    prediction: torch.Tensor = backbone.denoiser(x, t.to(x.device), embeds, return_dict=False)[0]
+    return prediction
+
+
+def _sample(backbone: Backbone, x: torch.Tensor, texts: list[str], predict: Predict) -> Any:
+    """(b, H, W, 3) uint8 by deterministic DDIM with classifier-free guidance."""
+    last = len(backbone.schedule) - 1
+    steps = np.linspace(last, 0, SHEET_STEPS, endpoint=False).round().astype(int).tolist()
+    empty = [""] * len(texts)
+    for t, following in zip(steps, [*steps[1:], None], strict=True):
+        now = torch.full((len(x),), t)
+        strong, weak = predict(x, now, texts), predict(x, now, empty)
+        after = None if following is None else torch.full((len(x),), following)
+        x = backbone.schedule.ddim_step(weak + GUIDANCE * (strong - weak), x, now, after)
+    return (backbone.decode(x).cpu().permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+
+
+def card(report: dict[str, Any], config: FitConfig, folder: Path) -> str:
+    """The model card, Markdown."""
+    kept, last, data = report["kept"], report["last"], report["data"]
+    command = " ".join(
+        f"--{key.replace('_', '-')} {value}"
+        for key, value in config.model_dump().items()
+        if key not in ("name", "output") and value is not None
+    )
+    over = (
+        f"`{OVER_FITTED}/` is over-fitted: its held-out error is above that of the kept weights."
+        if report["over_fitted"]
+        else f"`{OVER_FITTED}/` is not over-fitted yet: train longer for the paper's second LoRA."
+    )
+    settings = ", ".join(f"{k} {v:g}" for k, v in report["trainer"].items())
+    return f"""# {config.name} for `{report["backbone"]["name"]}`
+
+Fitted by `gate fit {config.name} {command} --output {folder.name}` in {report["seconds"]:.0f} s on {report["device"]}
+(gate {report["gate_version"]}, {", ".join(f"{k} {v}" for k, v in report["versions"].items())}).
+
+Data: {data["name"]}, {data["trained"]} images, {data["held_out"]} more held out. Backbone weights
+`{report["backbone"]["weights"]}`. Settings: {settings}.
+
+| weights | step | held-out eps error removed [95 %] | n |
+|---|---|---|---|
+| kept: the least held-out error | {kept["step"]} | {_percent(kept["held_out_gain"])} | {data["held_out"]} |
+| `{OVER_FITTED}/`: the last step | {last["step"]} | {_percent(last["held_out_gain"])} | {data["held_out"]} |
+
+{over}
+
+![losses](losses.png)
+
+{"![held-out images, the plain backbone, the fitted one](samples.png)" if config.sheet else ""}
+"""
+
+
+def _percent(gain: dict[str, Any]) -> str:
+    return f"{100 * gain['value']:+.2f} % [{100 * gain['low']:.2f}, {100 * gain['high']:.2f}]"

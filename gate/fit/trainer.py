@@ -1,0 +1,76 @@
+"""What a trainer is: which parameters are fitted to a backbone, by which loss, stored in which public format."""
+
+from __future__ import annotations
+
+import abc
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gate.errors import unknown_name
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from gate.backbone import Backbone
+    from gate.fit.config import FitConfig
+    from gate.sample import SampleSet
+
+_HOMES = {"controlnet": "gate.fit.controlnet:ControlNetTrainer", "lora": "gate.fit.lora:LoraTrainer"}
+
+
+def trainers() -> tuple[str, ...]:
+    """Names of what can be fitted."""
+    return tuple(_HOMES)
+
+
+def create_trainer(config: FitConfig, backbone: Backbone, samples: SampleSet) -> Trainer:
+    """The trainer of `config.name`, attached to the backbone. Raises UsageError for an unknown name."""
+    if config.name not in _HOMES:
+        raise unknown_name("fit", config.name, _HOMES, listing="gate fit --help")
+    module, _, name = _HOMES[config.name].partition(":")
+    trainer: Trainer = getattr(importlib.import_module(module), name)(backbone, config, samples)
+    return trainer
+
+
+class Trainer(abc.ABC):
+    """Attached on construction; `release` gives the backbone back as it was.
+
+    groups: parameters with their rates, as an optimiser takes them. steps: default length.
+    """
+
+    technique: ClassVar[str]
+    backbone: Backbone
+    groups: list[dict[str, Any]]
+    steps: int
+
+    def loss(self, x_t: Tensor, eps: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:
+        """(b,) float32, the mean squared eps error of each row. x_t, eps: (b, c, h, w)."""
+        prediction = self.predict(x_t, t, texts, rows)
+        eps_hat = self.backbone.schedule.eps_from(prediction, x_t, t)
+        return (eps_hat.float() - eps.float()).square().mean(dim=(1, 2, 3))
+
+    @abc.abstractmethod
+    def predict(self, x_t: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:
+        """The denoiser's prediction with what is fitted, (b, c, h, w). t: (b,) long; texts: b prompts; rows: which
+        of the samples."""
+
+    @abc.abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the public format, which the technique loads."""
+
+    @abc.abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """The settings that were used, defaults filled in."""
+
+    @abc.abstractmethod
+    def switched_off(self) -> Any:
+        """A context in which the backbone is the plain one."""
+
+    @abc.abstractmethod
+    def release(self) -> None:
+        """Take everything off the backbone."""
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.groups for p in group["params"]]

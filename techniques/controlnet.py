@@ -1,0 +1,196 @@
+"""Denoise with a ControlNet that sees a control image made from the input: its edges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError
+from gate.technique import Cost, Technique, descend
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from gate.backbone import Backbone
+    from gate.request import Batch, Request, Response
+    from gate.sample import SampleSet
+    from gate.technique import CallNext
+
+# public ControlNets by control and by the width of the denoiser's cross-attention
+PUBLIC: Mapping[str, Mapping[int, str]] = {
+    "canny": {
+        768: "lllyasviel/control_v11p_sd15_canny",
+        1024: "thibaud/controlnet-sd21-canny-diffusers",
+        2048: "diffusers/controlnet-canny-sdxl-1.0",
+    },
+    "soft-edges": {768: "lllyasviel/control_v11p_sd15_softedge"},
+    "tile": {768: "lllyasviel/control_v11f1e_sd15_tile"},
+}
+COMPANIONS = Path("companions")  # beside the embedded backbone's weights
+
+
+@dataclass(kw_only=True)
+class ControlNet(Technique):
+    """ControlNet (Zhang et al. 2023, Eq. 9-10): residuals of a trained copy, added to the skips and the mid block.
+
+    controls: what is drawn from the input, one or several of canny, soft-edges, tile. weights: a folder or hub id
+    each; () are the backbone's own: the embedded companion of tiny, the public ones of Stable Diffusion. scale: one
+    for all or one each; 0 is vanilla. lead, steps: where lead > 0, x_t is reached by `steps` deterministic DDIM
+    steps from t + lead under the same control (the paper's 60 -> 50, for attention features: lead 10).
+    """
+
+    name = "controlnet"
+    summary = "Denoise under the input's own edges, through a ControlNet."
+    source = "Meng et al. 2024 (arXiv 2410.06719), section 5.3; Zhang et al. 2023 (arXiv 2302.05543)"
+    leak = "the control image is made from the input's own pixels"
+    neutral: ClassVar = {"scale": 0.0, "lead": 0}
+
+    controls: tuple[str, ...] = ("canny",)
+    weights: tuple[str, ...] = ()
+    scale: tuple[float, ...] = (1.0,)
+    lead: int = 0
+    steps: int = 1
+    _nets: list[Any] | None = field(default=None, init=False, repr=False)
+    _images: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        from gate.control import CONTROLS
+
+        self.controls, self.weights = _several(self.controls), _several(self.weights)
+        scales: Any = self.scale if isinstance(self.scale, (tuple, list)) else (self.scale,)
+        self.scale = tuple(float(s) for s in scales) * (len(self.controls) if len(scales) == 1 else 1)
+        unknown = [c for c in self.controls if c not in CONTROLS]
+        if unknown or not self.controls:
+            raise ValueError(
+                f"controls must be of {', '.join(CONTROLS)}; got {', '.join(unknown) or 'none'}."
+            )
+        if len(self.scale) != len(self.controls) or len(self.weights) not in (0, len(self.controls)):
+            raise ValueError("give one scale, or one for each control, and weights for none or for each.")
+        if self.lead < 0 or self.steps < 1:
+            raise ValueError(
+                f"lead must be 0 or more and steps at least 1; got {self.lead} and {self.steps}."
+            )
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(per_pass=1.0 + (self.steps if self.lead else 0))
+
+    def check(self, backbone: Backbone, samples: SampleSet) -> None:
+        super().check(backbone, samples)
+        try:
+            self._load(backbone)
+        except MissingWeightsError as error:
+            raise UnsuitableError(str(error)) from error
+
+    def fit(self, backbone: Backbone, samples: SampleSet) -> None:
+        self._load(backbone)
+
+    def _load(self, backbone: Backbone) -> list[Any]:
+        if self._nets is None:
+            sources = self.weights or tuple(default_weights(backbone, control) for control in self.controls)
+            self._nets = [
+                load_net(backbone, source) if scale else None
+                for source, scale in zip(sources, self.scale, strict=True)
+            ]
+        return self._nets
+
+    def denoise(self, request: Request, call_next: CallNext) -> Response:
+        def controlled(inner: Request) -> Response:
+            return call_next(inner.with_(residuals=self._residuals(inner)))
+
+        if self.lead and request.origin == "noised":
+            request = descend(request, self.lead, self.steps, lambda inner: controlled(inner).prediction)
+        return controlled(request)
+
+    def _residuals(self, request: Request) -> dict[str, Any]:
+        """What the nets add, on top of what the request has already."""
+        batch = request.batch
+        backbone, residuals = batch.backbone, dict(request.residuals)
+        for control, net, scale in zip(self.controls, self._load(backbone), self.scale, strict=True):
+            if net is None:
+                continue
+            down, mid = net(
+                request.x_t.to(backbone.dtype),
+                request.t_condition.to(backbone.device),
+                encoder_hidden_states=request.conditioning.prompt_embeds,
+                controlnet_cond=self._control_images(control, batch),
+                conditioning_scale=scale,
+                return_dict=False,
+            )
+            before = residuals.get("down_block_additional_residuals")
+            residuals["down_block_additional_residuals"] = tuple(
+                down if before is None else (a + b for a, b in zip(before, down, strict=True))
+            )
+            residuals["mid_block_additional_residual"] = mid + residuals.get(
+                "mid_block_additional_residual", 0
+            )
+        return residuals
+
+    def _control_images(self, control: str, batch: Batch) -> Tensor:
+        """(b, 3, H, W) in [0, 1], drawn once per sample."""
+        import torch
+
+        from gate.control import CONTROLS
+
+        for sample in batch.samples:
+            key = f"{control}/{sample.id}"
+            if key not in self._images:
+                drawn = torch.from_numpy(CONTROLS[control](sample.image).copy())
+                self._images[key] = drawn.permute(2, 0, 1).float() / 255
+        images = torch.stack([self._images[f"{control}/{sample.id}"] for sample in batch.samples])
+        return images.to(batch.backbone.device, batch.backbone.dtype)
+
+
+def _several(value: Any) -> tuple[str, ...]:
+    """One name, several, or a text with + between them (commas part settings on the command line)."""
+    return tuple(value.split("+")) if isinstance(value, str) and value else tuple(value)
+
+
+def default_weights(backbone: Backbone, control: str) -> str:
+    """The ControlNet of a backbone: the companion in its own folder, else the public one for its width."""
+    companion = backbone.source.parent / COMPANIONS / f"controlnet-{control}"
+    if backbone.name == "tiny":
+        if not companion.is_dir():
+            raise MissingWeightsError(
+                f"There is no {control} ControlNet for tiny; fit one: gate fit controlnet --control {control} "
+                "--data scenes-trained --output NET, then screen 'controlnet[weights=NET]'."
+            )
+        return str(companion)
+    width = _width(backbone.denoiser)
+    if width not in PUBLIC[control]:
+        raise MissingWeightsError(
+            f"No public {control} ControlNet is known for {backbone.name}; give one as controlnet[weights=ID]."
+        )
+    return PUBLIC[control][width]
+
+
+def _width(network: Any) -> int:
+    """Of its cross-attention; 0 where it has none."""
+    width = network.config.cross_attention_dim
+    return width if isinstance(width, int) else 0
+
+
+def load_net(backbone: Backbone, source: str) -> Any:
+    """A ControlNet from a folder or the hub's cache, on the backbone's device. Safetensors only."""
+    from diffusers import ControlNetModel
+
+    try:
+        net = ControlNetModel.from_pretrained(
+            source, torch_dtype=backbone.dtype, use_safetensors=True, local_files_only=True
+        )
+    except OSError as error:
+        fetch = (
+            f"fetch it with: hf download {source}"
+            if not Path(source).exists()
+            else "the folder is not complete"
+        )
+        raise MissingWeightsError(f"The ControlNet {source} is not on this machine; {fetch}") from error
+    expected, found = _width(backbone.denoiser), _width(net)
+    if expected != found:
+        raise ConfigurationError(
+            f"The ControlNet {source} is for a cross-attention of {found}, {backbone.name} has {expected}."
+        )
+    return net.to(backbone.device).eval().requires_grad_(False)

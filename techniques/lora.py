@@ -1,0 +1,63 @@
+"""A LoRA merged into the denoiser, and into the text encoder where it has one."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from gate.errors import MissingWeightsError, UnsuitableError
+from gate.technique import Technique
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gate.backbone import Backbone
+    from gate.sample import SampleSet
+
+
+@dataclass(kw_only=True)
+class Lora(Technique):
+    """LoRA fitted to the domain of the images (Meng et al. 2024, section 5.3; Hu et al. 2022, Eq. 3).
+
+    W + scale alpha / rank B A, merged once and swapped in: it costs nothing per call, and detaching brings the very
+    same tensors back. weights: a safetensors file, a folder of `gate fit lora`, or a hub id, in any layout that
+    diffusers reads; weight_name: the file in a folder or repository. scale: 0 is vanilla, 1 as trained.
+    """
+
+    name = "lora"
+    summary = "Merge a LoRA of the images' domain into the weights."
+    source = "Meng et al. 2024 (arXiv 2410.06719), section 5.3; Hu et al. 2022 (arXiv 2106.09685)"
+    neutral: ClassVar = {"scale": 0.0}
+
+    weights: str = ""
+    weight_name: str = ""
+    scale: float = 1.0
+    _merged: dict[str, Tensor] | None = field(default=None, init=False, repr=False)
+
+    def check(self, backbone: Backbone, samples: SampleSet) -> None:
+        super().check(backbone, samples)
+        if not self.weights and self.scale:
+            raise UnsuitableError(
+                f"{self.name} has no weights for {backbone.name}.",
+                f"Fit one: gate fit lora --backbone {backbone.name} --images DIR --output LORA; then screen "
+                "'lora[weights=LORA]'.",
+            )
+        try:
+            self._load(backbone)
+        except MissingWeightsError as error:
+            raise UnsuitableError(str(error)) from error
+
+    def attach(self, backbone: Backbone) -> AbstractContextManager[None]:
+        from gate.backbone.merge import swapped
+
+        return swapped(backbone, self._load(backbone))
+
+    def _load(self, backbone: Backbone) -> dict[str, Tensor]:
+        from gate.backbone.merge import lora_weights
+
+        if self._merged is None:
+            self._merged = (
+                lora_weights(backbone, self.weights, self.weight_name, self.scale) if self.scale else {}
+            )
+        return self._merged

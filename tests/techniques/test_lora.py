@@ -1,0 +1,117 @@
+"""A LoRA in every public layout gives W + scale alpha / rank B A, and leaves the backbone as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from gate.backbone import Backbone
+from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError, UsageError
+from gate.registry import create_technique
+from gate.sample import SampleSet
+from gate.testing import check_technique
+
+RANK, ALPHA = 3, 6.0
+LAYERS = {
+    path: path.replace(".", "_")  # kohya's name for it
+    for path in (
+        "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k",
+        "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q",
+    )
+}
+TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
+
+
+def factors(backbone: Backbone) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """{path: (A, B)}, A (rank, in), B (out, rank)."""
+    g = torch.Generator().manual_seed(0)
+    found = {}
+    for path in LAYERS:
+        out, inner = backbone.denoiser.get_submodule(path).weight.shape  # type: ignore[union-attr, misc]
+        found[path] = (torch.randn(RANK, inner, generator=g), torch.randn(out, RANK, generator=g))
+    return found
+
+
+def diffusers_layout(backbone: Backbone, file: Path) -> None:
+    state = {}
+    for path, (a, b) in factors(backbone).items():
+        state |= {f"unet.{path}.lora_A.weight": a, f"unet.{path}.lora_B.weight": b}
+        state[f"unet.{path}.alpha"] = torch.tensor(ALPHA)
+    save_file(state, file)
+
+
+def kohya_layout(backbone: Backbone, file: Path) -> None:
+    state = {}
+    for path, (a, b) in factors(backbone).items():
+        head = f"lora_unet_{LAYERS[path]}"
+        state |= {
+            f"{head}.lora_down.weight": a,
+            f"{head}.lora_up.weight": b,
+            f"{head}.alpha": torch.tensor(ALPHA),
+        }
+    save_file(state, file)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_kohyas_layout_is_the_formula(tiny: Backbone, tmp_path: Path, scale: float) -> None:
+    file = tmp_path / "style.safetensors"
+    kohya_layout(tiny, file)
+    technique = create_technique("lora", weights=str(file), scale=scale)
+    own = {p: tiny.denoiser.get_submodule(p).weight for p in LAYERS}
+    before = {p: w.detach().clone() for p, w in own.items()}  # type: ignore[operator, union-attr]
+    with technique.attach(tiny):
+        for path, (a, b) in factors(tiny).items():
+            expected = before[path] + scale * ALPHA / RANK * b @ a
+            torch.testing.assert_close(own[path].data, expected, rtol=1e-4, atol=1e-4)
+    for path in LAYERS:
+        assert torch.equal(own[path], before[path])  # type: ignore[arg-type]
+
+
+def test_diffusers_layout_changes_the_text_encoder_and_its_prompts_for_a_while(
+    tiny: Backbone, tmp_path: Path
+) -> None:
+    g = torch.Generator().manual_seed(1)
+    width = tiny.components["text_encoder"].get_submodule(TEXT).weight.shape[0]  # type: ignore[index, union-attr]
+    state = {
+        f"text_encoder.{TEXT}.lora_A.weight": torch.randn(RANK, width, generator=g),
+        f"text_encoder.{TEXT}.lora_B.weight": torch.randn(width, RANK, generator=g),
+    }
+    for path, (a, b) in factors(tiny).items():
+        state |= {f"unet.{path}.lora_A.weight": a, f"unet.{path}.lora_B.weight": b}
+    save_file(state, tmp_path / "pytorch_lora_weights.safetensors")
+    usual = tiny.encode_prompts(["a bird"]).prompt_embeds
+    with create_technique("lora", weights=str(tmp_path)).attach(tiny):
+        assert not torch.equal(tiny.encode_prompts(["a bird"]).prompt_embeds, usual)
+    assert torch.equal(tiny.encode_prompts(["a bird"]).prompt_embeds, usual)
+
+
+def test_the_contract_holds(tiny: Backbone, scenes: SampleSet, tmp_path: Path) -> None:
+    file = tmp_path / "style.safetensors"
+    kohya_layout(tiny, file)
+    report = check_technique(create_technique("lora", weights=str(file)), tiny, scenes[:3])
+    assert report.ok, str(report)
+
+
+def test_missing_and_wrong_weights_are_one_sentence(
+    tiny: Backbone, scenes: SampleSet, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsuitableError) as none:
+        create_technique("lora").check(tiny, scenes)
+    assert "gate fit lora" in none.value.fix
+    cases: list[tuple[str, type[Exception], str]] = [
+        ("no/such/file.safetensors", UsageError, "neither a file"),
+        ("somebody/some-lora", MissingWeightsError, "hf download"),
+        (str(tmp_path), MissingWeightsError, "weight_name"),
+    ]
+    pickled = tmp_path / "weights.bin"
+    pickled.write_bytes(b"x")
+    cases.append((str(pickled), UsageError, "never loaded"))
+    other = tmp_path / "other.safetensors"
+    save_file({"unet.no.such.layer.lora_A.weight": torch.zeros(2, 2)}, other)
+    cases.append((str(other), ConfigurationError, "LoRA|nothing"))
+    for source, error, text in cases:
+        with pytest.raises(error, match=text), create_technique("lora", weights=source).attach(tiny):
+            pass
