@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -163,6 +163,25 @@ def label_counts(truth: Array, predicted: Array, k: int) -> npt.NDArray[np.int64
     counts = np.zeros((len(truth), k, k), dtype=np.int64)
     counts[np.arange(len(truth)), truth, predicted] = 1
     return counts
+
+
+def classify(
+    features: Array, samples: SampleSet, folds: Folds, predict: Callable[[Array, Array, Array], Array]
+) -> npt.NDArray[np.int64]:
+    """Counts (n, k, k) of a class probe on pooled, standardised features, each sample judged where it did not train.
+
+    features: (n, c, h, w). predict(rows to train on (m, 2 c), their labels (m,), rows to judge) -> labels.
+    """
+    from sklearn.preprocessing import StandardScaler
+
+    k = require_truth(samples, features, folds, "labels")
+    rows = pooled(features)
+    truth = np.array([s.label for s in samples])
+    predicted = np.empty_like(truth)
+    for train, test in folds:
+        scale = StandardScaler().fit(rows[train])
+        predicted[test] = predict(scale.transform(rows[train]), truth[train], scale.transform(rows[test]))
+    return label_counts(truth, predicted, k)
 
 
 def map_counts(truth: Array, predicted: Array, k: int) -> npt.NDArray[np.int64]:

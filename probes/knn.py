@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gate.probe import Folds, Probe, label_counts, pooled, require_truth
+from gate.probe import Folds, Probe, classify
 from gate.sample import SampleSet
+
+Array = npt.NDArray[Any]
 
 
 class Knn(Probe):
@@ -29,21 +31,16 @@ class Knn(Probe):
     def __init__(self, *, neighbours: int = 5) -> None:
         self.neighbours = neighbours
 
-    def evaluate(self, features: npt.NDArray[Any], samples: SampleSet, folds: Folds) -> npt.NDArray[np.int64]:
+    def evaluate(self, features: Array, samples: SampleSet, folds: Folds) -> npt.NDArray[np.int64]:
         from sklearn.neighbors import KNeighborsClassifier
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
 
-        k = require_truth(samples, features, folds, "labels")
-        rows = pooled(features)
-        truth = np.array([s.label for s in samples])
-        predicted = np.empty_like(truth)
-        for train, test in folds:
+        def predict(train: Array, labels: Array, test: Array) -> Array:
             vote = KNeighborsClassifier(
                 min(self.neighbours, len(train)), metric="cosine", algorithm="brute", weights="distance"
             )
             with warnings.catch_warnings():  # few samples of many classes is what a screen is
                 warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
-                model = make_pipeline(StandardScaler(), vote).fit(rows[train], truth[train])
-                predicted[test] = model.predict(rows[test])
-        return label_counts(truth, predicted, k)
+                guess: Array = vote.fit(train, labels).predict(test)
+            return guess
+
+        return classify(features, samples, folds, predict)

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from gate.probe import Folds, Probe, label_counts, pooled, require_truth
+from gate.probe import Folds, Probe, classify
 from gate.sample import SampleSet
 
+Array = npt.NDArray[Any]
 ALPHA = 1000.0  # tens of rows, a thousand columns: without a strong ridge the fit only memorises
 
 
@@ -29,21 +30,14 @@ class Linear(Probe):
     def __init__(self, *, alpha: float = ALPHA) -> None:
         self.alpha = alpha
 
-    def evaluate(self, features: npt.NDArray[Any], samples: SampleSet, folds: Folds) -> npt.NDArray[np.int64]:
+    def evaluate(self, features: Array, samples: SampleSet, folds: Folds) -> npt.NDArray[np.int64]:
         from sklearn.linear_model import RidgeClassifier
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
 
-        k = require_truth(samples, features, folds, "labels")
-        rows = pooled(features)
-        truth = np.array([s.label for s in samples])
-        predicted = np.empty_like(truth)
-        for train, test in folds:
-            if len(np.unique(truth[train])) == 1:
-                predicted[test] = truth[train[0]]  # one class alone: no boundary to fit
-                continue
-            model = make_pipeline(
-                StandardScaler(), RidgeClassifier(alpha=self.alpha, class_weight="balanced")
-            )
-            predicted[test] = model.fit(rows[train], truth[train]).predict(rows[test])
-        return label_counts(truth, predicted, k)
+        def predict(train: Array, labels: Array, test: Array) -> Array:
+            if len(np.unique(labels)) == 1:
+                return np.repeat(labels[:1], len(test))  # one class alone: no boundary to fit
+            model = RidgeClassifier(alpha=self.alpha, class_weight="balanced")
+            guess: Array = model.fit(train, labels).predict(test)
+            return guess
+
+        return classify(features, samples, folds, predict)

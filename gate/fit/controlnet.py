@@ -24,8 +24,8 @@ EMBEDDING = (16, 32, 96, 256)  # channels of the stack that brings the control i
 
 
 class ControlNetTrainer(Trainer):
-    """Zhang et al. 2023, section 3.3: 1e-5 on Stable Diffusion, 5e-4 on small denoisers; half of the prompts empty,
-    so that the control has to say what the prompt does not. The captions' first text is the empty one."""
+    """Zhang et al. 2023, section 3.3: rate 1e-5 on Stable Diffusion, 5e-4 on small denoisers. A third of the prompts
+    are empty (half of theirs), so that the control has to say what the prompt does not."""
 
     technique = "controlnet"
 

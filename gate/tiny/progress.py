@@ -1,10 +1,11 @@
-"""What both training loops share: the learning rate over time, averaged weights, whole-file saves, the loss
-log."""
+"""What both trainings share: the loop with its checkpoints and log, the learning rate over time, averaged weights."""
 
 from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,65 @@ class Ema:
             parameter.copy_(self.state[name])
 
 
+def train_steps(
+    module: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    loss_of: Callable[[int], torch.Tensor],
+    schedule: Schedule,
+    ema: Ema,
+    run: Path,
+    name: str,
+    *,
+    stop_at: float | None,
+    save_every: int,
+) -> None:
+    """Steps to the end of the schedule, from where RUN/name.pt stopped; the module ends with its averaged weights.
+
+    loss_of: step, from 1 -> scalar loss; a function of the step alone, so that a resumed run equals an uninterrupted
+    one. A parameter group's "share" scales its rate. stop_at: seconds since the epoch; saves and returns there.
+    """
+    checkpoint = run / f"{name}.pt"
+    first = _resume(module, optimiser, ema, checkpoint)
+    started = time.time()
+    losses: list[float] = []
+    for step in range(first + 1, schedule.steps + 1):
+        for group in optimiser.param_groups:
+            group["lr"] = schedule(step) * group.get("share", 1.0)
+        loss = loss_of(step)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimiser.step()
+        ema.update(module, step)
+        losses.append(float(loss.detach()))
+        late = stop_at is not None and time.time() > stop_at
+        if step % 50 == 0:
+            _log(
+                run / f"{name}.jsonl",
+                step=step,
+                loss=sum(losses) / len(losses),
+                seconds=time.time() - started,
+            )
+            losses.clear()
+        if step % save_every == 0 or late or step == schedule.steps:
+            states = {"model": module.state_dict(), "optimiser": optimiser.state_dict()}
+            save_whole({**states, "ema": ema.state, "step": step}, checkpoint)
+        if late:
+            break
+    ema.copy_to(module)
+
+
+def _resume(module: torch.nn.Module, optimiser: torch.optim.Optimizer, ema: Ema, checkpoint: Path) -> int:
+    """Load the checkpoint if there is one; the steps done."""
+    if not checkpoint.exists():
+        return 0
+    state = torch.load(checkpoint, weights_only=True)
+    module.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    ema.load(state["ema"])
+    return int(state["step"])
+
+
 def save_whole(state: Any, path: Path) -> None:
     """torch.save that a crash cannot leave half done."""
     partial = path.with_suffix(".partial")
@@ -65,7 +125,7 @@ def save_whole(state: Any, path: Path) -> None:
     os.replace(partial, path)
 
 
-def log_line(path: Path, **values: float) -> None:
+def _log(path: Path, **values: float) -> None:
     """Append one JSON line."""
     with path.open("a", encoding="utf-8") as log:
         log.write(json.dumps({key: round(value, 6) for key, value in values.items()}) + "\n")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from gate.tiny.models import initialise_unet, new_scheduler, new_text_encoder, new_unet
-from gate.tiny.progress import Ema, Schedule, log_line, save_whole
+from gate.tiny.progress import Ema, Schedule, save_whole, train_steps
 from gate.tiny.scenes import Scene, render, write_caption
 from gate.tiny.tokens import new_tokenizer, tokenise
 
@@ -201,50 +200,15 @@ def train(
     )
     ema = Ema(model, recipe.ema)
     schedule = Schedule(recipe.rate, recipe.warm_up, recipe.steps, recipe.decay)
-    first, checkpoint = _resume(model, optimiser, ema, run)
     alpha_bar = new_scheduler().alphas_cumprod
     (run / "train.json").write_text(json.dumps(asdict(recipe), indent=1))
-    started, losses = time.time(), []
-    for step in range(first + 1, recipe.steps + 1):
-        for group in optimiser.param_groups:
-            group["lr"] = schedule(step) * group["share"]
+
+    def loss_of(step: int) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            loss = denoiser_loss(
-                model["unet"], model["text_encoder"], draw_batch(cache, recipe, step), alpha_bar
-            )
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        ema.update(model, step)
-        losses.append(float(loss.detach()))
-        late = stop_at is not None and time.time() > stop_at
-        if step % 50 == 0:
-            log_line(
-                run / "train.jsonl", step=step, loss=float(np.mean(losses)), seconds=time.time() - started
-            )
-            losses.clear()
-        if step % save_every == 0 or late or step == recipe.steps:
-            state = {
-                "model": model.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "ema": ema.state,
-                "step": step,
-            }
-            save_whole(state, checkpoint)
-        if late:
-            break
-    ema.copy_to(model)
+            batch = draw_batch(cache, recipe, step)
+            return denoiser_loss(model["unet"], model["text_encoder"], batch, alpha_bar)
+
+    train_steps(
+        model, optimiser, loss_of, schedule, ema, run, "train", stop_at=stop_at, save_every=save_every
+    )
     return model.eval()
-
-
-def _resume(model: Any, optimiser: Any, ema: Ema, run: Path) -> tuple[int, Path]:
-    """Load the checkpoint of `run` if there is one; the steps done and the checkpoint's path."""
-    checkpoint = run / "train.pt"
-    if not checkpoint.exists():
-        return 0, checkpoint
-    state = torch.load(checkpoint, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    ema.load(state["ema"])
-    return int(state["step"]), checkpoint

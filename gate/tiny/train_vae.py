@@ -7,7 +7,6 @@ The autoencoder sees trained objects only.
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from gate.tiny.models import new_vae
-from gate.tiny.progress import Ema, Schedule, log_line, save_whole
+from gate.tiny.progress import Ema, Schedule, train_steps
 from gate.tiny.scenes import render
 
 
@@ -77,48 +76,17 @@ def train_vae(recipe: VaeRecipe, run: Path, *, stop_at: float | None = None) -> 
     optimiser = torch.optim.AdamW(vae.parameters(), lr=recipe.rate, betas=(0.9, 0.99), weight_decay=1e-4)
     ema = Ema(vae, recipe.ema)
     schedule = Schedule(recipe.rate, recipe.warm_up, recipe.steps, recipe.decay)
-    first = 0
-    checkpoint = run / "vae.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        vae.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        ema.load(state["ema"])
-        first = state["step"]
     pool = scene_pool(recipe.seed, recipe.scenes)
     (run / "vae.json").write_text(json.dumps(asdict(recipe), indent=1))
-    started = time.time()
-    losses: list[float] = []
-    step = first
-    for step in range(first + 1, recipe.steps + 1):
-        for group in optimiser.param_groups:
-            group["lr"] = schedule(step)
+
+    def loss_of(step: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         with torch.autocast(
             "cpu", torch.bfloat16
         ):  # with channels_last twice as fast as float32 on two cores
-            loss = vae_loss(vae, crop_batch(pool, recipe, step), recipe.kl, generator)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
-        ema.update(vae, step)
-        losses.append(float(loss.detach()))
-        late = stop_at is not None and time.time() > stop_at
-        if step % 50 == 0:
-            log_line(run / "vae.jsonl", step=step, loss=float(np.mean(losses)), seconds=time.time() - started)
-            losses.clear()
-        if step % 500 == 0 or late or step == recipe.steps:
-            state = {
-                "model": vae.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "ema": ema.state,
-                "step": step,
-            }
-            save_whole(state, checkpoint)
-        if late:
-            break
-    ema.copy_to(vae)
+            return vae_loss(vae, crop_batch(pool, recipe, step), recipe.kl, generator)
+
+    train_steps(vae, optimiser, loss_of, schedule, ema, run, "vae", stop_at=stop_at, save_every=500)
     return vae.eval()
 
 
