@@ -5,11 +5,14 @@ Every function takes an image (h, w, 3) uint8 RGB and gives one of the same shap
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Image = NDArray[np.uint8]
 TANGENT = 0.4142135623730951  # of 22.5 degrees: a gradient flatter than this is compared left and right
@@ -84,6 +87,14 @@ def tile(image: Image, *, factor: int = 4) -> Image:
     small = (max(1, picture.width // factor), max(1, picture.height // factor))
     shrunk = picture.resize(small, Picture.Resampling.BOX)
     return np.asarray(shrunk.resize(picture.size, Picture.Resampling.BILINEAR))
+
+
+def as_tensor(control: str, images: Iterable[Image]) -> Tensor:
+    """The control images of some images, (b, 3, h, w) float32 in [0, 1]."""
+    import torch
+
+    drawn = [torch.from_numpy(CONTROLS[control](image).copy()).permute(2, 0, 1) for image in images]
+    return torch.stack(drawn).float() / 255
 
 
 CONTROLS: dict[str, Callable[[Image], Image]] = {"canny": canny, "soft-edges": soft_edges, "tile": tile}

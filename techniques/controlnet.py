@@ -133,13 +133,12 @@ class ControlNet(Technique):
         """(b, 3, H, W) in [0, 1], drawn once per sample."""
         import torch
 
-        from gate.control import CONTROLS
+        from gate.control import as_tensor
 
-        for sample in batch.samples:
-            key = f"{control}/{sample.id}"
+        keys = {f"{control}/{sample.id}": sample.image for sample in batch.samples}
+        for key, image in keys.items():
             if key not in self._images:
-                drawn = torch.from_numpy(CONTROLS[control](sample.image).copy())
-                self._images[key] = drawn.permute(2, 0, 1).float() / 255
+                self._images[key] = as_tensor(control, [image])[0]
         images = torch.stack([self._images[f"{control}/{sample.id}"] for sample in batch.samples])
         return images.to(batch.backbone.device, batch.backbone.dtype)
 

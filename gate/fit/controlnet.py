@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gate.control import CONTROLS
+from gate.control import CONTROLS, as_tensor
 from gate.errors import UsageError
 from gate.fit.trainer import Trainer
 
@@ -50,8 +50,7 @@ class ControlNetTrainer(Trainer):
         self.rate = config.rate or (5e-4 if small else 1e-5)
         self.steps = 1500 if small else 10_000
         self.groups = [{"params": list(self.net.parameters()), "lr": self.rate}]
-        drawn = [torch.from_numpy(CONTROLS[self.control](s.image).copy()).permute(2, 0, 1) for s in samples]
-        self.images = torch.stack(drawn)
+        self.images = as_tensor(self.control, [s.image for s in samples])
         self.unet = unet
 
     def predict(self, x_t: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:
@@ -59,7 +58,7 @@ class ControlNetTrainer(Trainer):
         now = t.to(x_t.device)
         down, mid = self.net(
             x_t, now, encoder_hidden_states=embeds,
-            controlnet_cond=self.images[rows].to(x_t) / 255, return_dict=False,
+            controlnet_cond=self.images[rows].to(x_t), return_dict=False,
         )  # fmt: skip
         prediction: Tensor = self.unet(
             x_t, now, embeds, down_block_additional_residuals=down, mid_block_additional_residual=mid,

@@ -82,9 +82,12 @@ def linear_probes(
     maps, images = activations(pipeline, batch), ev.as_images(batch)
     labels = np.array([s.label for s in batch])
     out = {}
+    hits = {}
     for name, x in _class_inputs(maps, images).items():
-        guess = _fit_predict(x[:train], labels[:train], x[train:])
-        out[f"probe_class_{name}"] = ev.share(int((guess == labels[train:]).sum()), test, "accuracy")
+        hits[name] = _fit_predict(x[:train], labels[:train], x[train:]) == labels[train:]
+        out[f"probe_class_{name}"] = ev.share(int(hits[name].sum()), test, "accuracy")
+    gain = hits["features"].astype(float) - hits["pixels"]
+    out["probe_class_features_above_pixels"] = ev.mean_of(gain, "accuracy, paired")
     centres = np.stack([s.mask[2::4, 2::4] for s in batch])
     cells = centres.reshape(len(batch), -1)
     rows = slice(0, cell_train * CELLS * CELLS)
