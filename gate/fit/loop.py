@@ -180,6 +180,7 @@ def _train(
     course = _restore(trainer, optimiser, folder, config)
     if not course.held_out:
         course.held_out[0] = held_out_errors(trainer, backbone, material).tolist()
+        _keep(trainer, optimiser, course, folder)
     began, losses = time.perf_counter() - course.seconds, []
     try:
         while course.step < steps:

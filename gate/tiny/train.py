@@ -31,7 +31,7 @@ CAPTIONS = 4  # caption variants kept per scene
 class Recipe:
     """steps of `batch` latents. decay: share of the steps over which the rate falls."""
 
-    steps: int = 6000
+    steps: int = 8500
     batch: int = 32
     rate: float = 1.2e-3
     warm_up: int = 150
