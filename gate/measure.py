@@ -23,7 +23,7 @@ from gate.metric import Metric
 from gate.probe import Folds, Probe, make_folds, probe_map
 from gate.request import Batch, Conditioning, Response
 from gate.sample import SampleSet
-from gate.technique import Technique, run
+from gate.technique import Memo, Technique, run
 
 Array = NDArray[np.float32]
 Tick = Callable[[int], None]
@@ -58,7 +58,8 @@ class Measured:
 class Bench:
     """What all techniques share: samples, latents, folds, the chosen layers, metrics, probes and the reference.
 
-    clean: the plain backbone at t = 0 without noise, all samples; its features are F_ref.
+    clean: the plain backbone at t = 0 without noise, all samples; its features are F_ref. memo: predictions that
+    several techniques ask for.
     """
 
     backbone: Backbone
@@ -71,6 +72,7 @@ class Bench:
     folds: Folds | None
     batch_size: int
     clean: Response | None = None
+    memo: Memo = field(default_factory=Memo)
     pca_basis: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     def reference(self, rows: slice) -> Response:
@@ -158,8 +160,9 @@ def measure(
                 for s in range(seeds):
                     began = time.perf_counter()
                     request = batch.request(t, config.seed + s, conditionings[-1])
-                    response = run(technique, request, bench.layers)
-                    spent += time.perf_counter() - began
+                    kept = bench.memo.saved
+                    response = run(technique, request, bench.layers, memo=bench.memo)
+                    spent += time.perf_counter() - began + bench.memo.saved - kept
                     _record(bench, out, response, own, batch, (i, s, rows))
                     if bench.probes:
                         maps.setdefault((i, s), []).append(_probe_maps(response))

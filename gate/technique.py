@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from gate.errors import UnsuitableError, UsageError, unknown_name
@@ -246,18 +248,56 @@ def with_settings(cls: type[Technique], name: str, settings: Mapping[str, Any]) 
     return technique
 
 
+@dataclass
+class Memo:
+    """Predictions of calls that techniques of one screening share (`Request.shared`), by their very inputs.
+
+    Who uses one is charged as if it had made the call: its rows count, and `saved` adds up the seconds that it took.
+    """
+
+    answers: dict[bytes, tuple[Response, float]] = field(default_factory=dict)
+    saved: float = 0.0
+
+    def answer(self, request: Request, make: Callable[[], Response]) -> Response:
+        """The kept response to an equal request; else make it, and keep it."""
+        key = _digest(request)
+        if key not in self.answers:
+            began = time.perf_counter()
+            response = make()
+            self.answers[key] = (response, time.perf_counter() - began)
+            return response
+        response, seconds = self.answers[key]
+        self.saved += seconds
+        request.batch.backbone.calls += len(request.x_t)
+        return response
+
+
+def _digest(request: Request) -> bytes:
+    """Of everything that the denoiser is given."""
+    given = request.conditioning
+    tensors = (request.x_t, request.t, request.t_condition, given.prompt_embeds, given.pooled, given.mask)
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in (*tensors, given.time_ids, given.image_embeds):
+        if tensor is not None:
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.digest()
+
+
 def run(
     technique: Technique,
     request: Request,
     layers: Sequence[str],
     *,
     known: Sequence[tuple[Request, Response]] = (),
+    memo: Memo | None = None,
 ) -> Response:
     """One pass through a technique that is attached: start, then denoise around the backbone's own call.
 
     The reference at t = 0 and the later states of a trajectory never start elsewhere. A call repeated on the very same
     clean or sampled request is answered from the first: an ensemble of one state is that state.
-    known: requests whose answers are there already.
+    known: requests whose answers are there already. memo: keeps shared calls from one technique to the next; never
+    those of a technique that may change the backbone, or that carry residuals.
     """
     backbone = request.batch.backbone
     seen = list(known)
@@ -266,7 +306,15 @@ def run(
         for known, answer in seen:
             if known is inner:
                 return answer
-        response = backbone.denoise(inner, layers if inner.features else ())
+        wanted = layers if inner.features else ()
+        if (
+            memo is not None
+            and inner.shared
+            and not (inner.features or inner.residuals or technique.attaches)
+        ):
+            response = memo.answer(inner, lambda: backbone.denoise(inner, wanted))
+        else:
+            response = backbone.denoise(inner, wanted)
         if inner.origin != "noised":
             seen.append((inner, response))
         return response

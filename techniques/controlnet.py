@@ -90,10 +90,10 @@ class ControlNet(Technique):
 
     def _load(self, backbone: Backbone) -> list[Any]:
         if self._nets is None:
-            sources = self.weights or tuple(default_weights(backbone, control) for control in self.controls)
+            given = self.weights or (None,) * len(self.controls)
             self._nets = [
-                load_net(backbone, source) if scale else None
-                for source, scale in zip(sources, self.scale, strict=True)
+                load_net(backbone, source or default_weights(backbone, control)) if scale else None
+                for control, source, scale in zip(self.controls, given, self.scale, strict=True)
             ]
         return self._nets
 

@@ -33,7 +33,7 @@ class DdimInversion(Technique):
     seedless = True
     neutral: ClassVar = {"steps": 0}
 
-    steps: int = 8
+    steps: int = 6
 
     def __post_init__(self) -> None:
         if self.steps < 0:

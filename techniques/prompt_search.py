@@ -40,7 +40,7 @@ class PromptSearch(Technique):
 
     candidates: tuple[str, ...] = ()
     template: str = "a photo of a {name}"
-    stages: tuple[tuple[int, int], ...] = ((2, 4), (8, 1))
+    stages: tuple[tuple[int, int], ...] = ((2, 4), (4, 1))
     loss: Literal["l2", "l1", "huber"] = "l2"
     seed: int = 0
     _fitted: tuple[str, ...] = field(default=(), init=False, repr=False)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from gate.backbone import Backbone
 from gate.config import make_config
 from gate.measure import Bench, measure, prepare
-from gate.registry import select_plugins
+from gate.registry import create_technique, select_plugins
 from gate.sample import SampleSet
-from gate.technique import Technique
+from gate.technique import Memo, Technique
 from gate.techniques.ddim_inversion import DdimInversion
 
 
@@ -53,3 +55,23 @@ def test_the_plain_clean_pass_is_made_once_unless_the_technique_may_change_the_b
     shared, own = (measure(bench, technique) for technique in (Technique(), Attaching()))
     for key in shared.shift:
         assert np.array_equal(shared.shift[key], own.shift[key]), key
+
+
+def test_shared_calls_are_made_once_charged_to_everyone_and_change_nothing(bench: Bench) -> None:
+    fresh = dataclasses.replace(bench, memo=Memo())
+    names = ("guidance-cfg", "guidance-apg", "guidance-pag")
+    spent, together = [], []
+    for name in names:
+        before = len(fresh.memo.answers)
+        together.append(measure(fresh, create_technique(name)))
+        spent.append(len(fresh.memo.answers) - before)
+    assert spent == [
+        8,
+        0,
+        0,
+    ]  # strong and weak twice two times; pag wants a weak one
+    for name, shared in zip(names, together, strict=True):
+        alone = measure(dataclasses.replace(bench, memo=Memo()), create_technique(name))
+        assert shared.calls == alone.calls == 3
+        for key in alone.shift:
+            assert np.array_equal(shared.shift[key], alone.shift[key]), (name, key)

@@ -86,7 +86,7 @@ def lora_weights(backbone: Backbone, source: str, weight_name: str, scale: float
                 state, alphas, text_encoder, adapter_name=ADAPTER, metadata=metadata
             )
         _merge(parts, scale)
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, KeyError, IndexError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise ConfigurationError(f"{source!r} is no LoRA for {backbone.name}: {first}") from error
     finally:

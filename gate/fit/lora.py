@@ -80,11 +80,10 @@ class LoraTrainer(Trainer):
 
     def save(self, folder: Path) -> None:
         from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
-        from diffusers.utils import convert_state_dict_to_diffusers
         from peft.utils import get_peft_model_state_dict
 
         layers = [
-            convert_state_dict_to_diffusers(get_peft_model_state_dict(module, adapter_name=ADAPTER))
+            get_peft_model_state_dict(module, adapter_name=ADAPTER)
             for module in (self.unet, self.text_encoder)
         ]
         Loader.save_lora_weights(

@@ -155,7 +155,10 @@ def zero_shot(
 
 
 def speed(pipeline: Any, calls: int = 40) -> Figure:
-    """ms per image of one UNet forward, batch 16, float32, on torch's present threads."""
+    """ms per image of one UNet forward, batch 16, float32, on torch's present threads, memory as a screening has it."""
+    from gate.backbone.memory import keep_freed_memory
+
+    keep_freed_memory()
     x_t, context = torch.randn(16, 4, 16, 16), encode_text(pipeline, [""] * 16)
     times = []
     for call in range(calls + 3):

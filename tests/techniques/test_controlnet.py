@@ -25,9 +25,9 @@ def net(tiny: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = ControlNetModel.from_unet(tiny.denoiser, conditioning_embedding_out_channels=(16, 32, 96))
     with torch.no_grad():
         for parameter in made.controlnet_mid_block.parameters():
-            parameter.normal_(0, 0.05)
+            parameter.normal_(0, 0.01)
         for block in made.controlnet_down_blocks:
-            block.weight.normal_(0, 0.05)
+            block.weight.normal_(0, 0.01)
         made.controlnet_cond_embedding.conv_out.weight.normal_(0, 0.05)
     folder = tmp_path_factory.mktemp("net")
     made.save_pretrained(folder)

@@ -22,7 +22,6 @@ LAYERS = {
         "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q",
     )
 }
-TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
 
 
 def factors(backbone: Backbone) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -31,7 +30,7 @@ def factors(backbone: Backbone) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     found = {}
     for path in LAYERS:
         out, inner = backbone.denoiser.get_submodule(path).weight.shape  # type: ignore[union-attr, misc]
-        found[path] = (torch.randn(RANK, inner, generator=g), torch.randn(out, RANK, generator=g))
+        found[path] = (0.05 * torch.randn(RANK, inner, generator=g), torch.randn(out, RANK, generator=g))
     return found
 
 
@@ -74,10 +73,12 @@ def test_diffusers_layout_changes_the_text_encoder_and_its_prompts_for_a_while(
     tiny: Backbone, tmp_path: Path
 ) -> None:
     g = torch.Generator().manual_seed(1)
-    width = tiny.components["text_encoder"].get_submodule(TEXT).weight.shape[0]  # type: ignore[index, union-attr]
+    modules = dict(tiny.components["text_encoder"].named_modules())
+    text = next(name for name in modules if name.endswith("layers.0.self_attn.q_proj"))
+    width = modules[text].weight.shape[0]  # type: ignore[index, union-attr]
     state = {
-        f"text_encoder.{TEXT}.lora_A.weight": torch.randn(RANK, width, generator=g),
-        f"text_encoder.{TEXT}.lora_B.weight": torch.randn(width, RANK, generator=g),
+        f"text_encoder.{text}.lora_A.weight": torch.randn(RANK, width, generator=g),
+        f"text_encoder.{text}.lora_B.weight": torch.randn(width, RANK, generator=g),
     }
     for path, (a, b) in factors(tiny).items():
         state |= {f"unet.{path}.lora_A.weight": a, f"unet.{path}.lora_B.weight": b}
