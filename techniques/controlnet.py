@@ -57,16 +57,12 @@ class ControlNet(Technique):
     _images: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        from gate.control import CONTROLS
-
         self.controls, self.weights = _several(self.controls), _several(self.weights)
         scales: Any = self.scale if isinstance(self.scale, (tuple, list)) else (self.scale,)
         self.scale = tuple(float(s) for s in scales) * (len(self.controls) if len(scales) == 1 else 1)
-        unknown = [c for c in self.controls if c not in CONTROLS]
+        unknown = [c for c in self.controls if c not in PUBLIC]
         if unknown or not self.controls:
-            raise ValueError(
-                f"controls must be of {', '.join(CONTROLS)}; got {', '.join(unknown) or 'none'}."
-            )
+            raise ValueError(f"controls must be of {', '.join(PUBLIC)}; got {', '.join(unknown) or 'none'}.")
         if len(self.scale) != len(self.controls) or len(self.weights) not in (0, len(self.controls)):
             raise ValueError("give one scale, or one for each control, and weights for none or for each.")
         if self.lead < 0 or self.steps < 1:

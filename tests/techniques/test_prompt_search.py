@@ -80,7 +80,7 @@ def test_class_names_are_the_default_candidates_and_the_cost_is_known_after_fit(
     technique = PromptSearch()
     technique.fit(batch.backbone, samples)
     n = len(samples.classes)
-    assert technique.cost.per_image == 2 * n + 24 <= 60
+    assert technique.cost.per_image == 2 * n + 8 <= 40
     again = PromptSearch()
     again.load_state(technique.state())
     assert again._fitted == technique._fitted and technique._fitted[0] == f"a photo of a {samples.classes[0]}"
