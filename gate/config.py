@@ -34,7 +34,7 @@ class ScreenConfig(BaseModel):
     folds: int = Field(4, ge=2)
     image_samples: int = Field(4, ge=0)
     strength: float = Field(0.7, gt=0, le=1)
-    image_steps: int = Field(6, ge=1)
+    image_steps: int = Field(5, ge=1)
     resamples: int = Field(2000, ge=200)
     seed: int = 0
     device: str = "auto"

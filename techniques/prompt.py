@@ -29,7 +29,6 @@ class Prompt(Technique):
     needs = frozenset({"captions"})
     neutral: ClassVar = {"template": "", "quality": ""}
     compositions: ClassVar[tuple[str, ...]] = (
-        "prompt+shared-timestep",
         "prompt+guidance-cfg",
         "prompt+ddim-inversion",
     )

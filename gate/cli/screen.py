@@ -44,7 +44,7 @@ def screen(
     folds: Annotated[int | None, _flag("Folds of the probes.", "4", "N")] = None,
     image_samples: Annotated[int | None, _flag("Images to reconstruct; 0 for none.", "4", "N")] = None,
     strength: Annotated[float | None, _flag("Strength of the reconstruction, in (0, 1].", "0.7", "X")] = None,
-    image_steps: Annotated[int | None, _flag("Steps of the reconstruction.", "6", "N")] = None,
+    image_steps: Annotated[int | None, _flag("Steps of the reconstruction.", "5", "N")] = None,
     resamples: Annotated[int | None, _flag("Bootstrap resamples, 200 or more.", "2000", "N")] = None,
     seed: Annotated[int | None, _flag("The seed of everything random.", "0", "N")] = None,
     device: Annotated[str | None, _flag("auto, cpu, cuda, mps.", "auto", "NAME")] = None,
