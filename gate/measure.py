@@ -21,7 +21,7 @@ from gate.backbone import Backbone, pixels, resolve_layers
 from gate.config import ScreenConfig
 from gate.metric import Metric
 from gate.probe import Folds, Probe, make_folds, probe_map
-from gate.request import Batch, Conditioning, Response
+from gate.request import Batch, Conditioning, Request, Response
 from gate.sample import SampleSet
 from gate.technique import Memo, Technique, run
 
@@ -262,19 +262,17 @@ def _reconstruct(
     if not count:
         return
     top = max(1, math.ceil(config.strength * len(backbone.schedule)) - 1)
-    steps = np.linspace(top, 0, config.image_steps, endpoint=False).round().astype(int).tolist()
     images: list[Tensor] = []
     for rows, batch in bench.batches(batch_size, count):
         own = conditioning.rows(range(count)[rows])
-        request = technique.start(batch.request(steps[0], config.seed, own))
-        request = request.with_(origin="sampled", features=False)
-        x = request.x_t
-        for t, following in zip(steps, [*steps[1:], None], strict=True):
-            now = torch.full((len(batch),), t)
-            response = run(technique, request.with_(x_t=x, t=now, t_condition=now), ())
-            after = None if following is None else torch.full((len(batch),), following)
-            x = backbone.schedule.ddim_step(response.prediction, x, now, after)
-        images.append(backbone.decode(x).cpu())
+        request = technique.start(batch.request(top, config.seed, own))
+        state = request.with_(origin="sampled", features=False)
+
+        def predict(x: Tensor, t: Tensor, state: Request = state) -> Tensor:
+            return run(technique, state.with_(x_t=x, t=t, t_condition=t), ()).prediction
+
+        x0 = backbone.schedule.ddim_sample(request.x_t, top, config.image_steps, predict)
+        images.append(backbone.decode(x0).cpu())
     made = torch.cat(images)
     truth = pixels(bench.samples[:count].samples)
     out.image = {m.name: m.distance(truth, made).numpy().astype(np.float32) for m in bench.of_kind("image")}

@@ -6,10 +6,11 @@ a_t = sqrt(alpha_bar_t), s_t = sqrt(1 - alpha_bar_t) for DDPM schedules; a = 1 -
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,6 +110,20 @@ class NoiseSchedule:
         if self.prediction_type == "flow_prediction":
             return x_t + a * prediction
         return (x_t - a * prediction) / s
+
+    def ddim_sample(
+        self, x: Tensor, top: int, count: int, predict: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """Clean x0 from x, a state of timestep `top`, by `count` equal deterministic DDIM steps.
+
+        predict: (x_t, t (b,) long) -> the denoiser's prediction, (b, c, h, w).
+        """
+        steps = np.linspace(top, 0, count, endpoint=False).round().astype(int).tolist()
+        for t, following in zip(steps, [*steps[1:], None], strict=True):
+            now = torch.full((len(x),), t)
+            after = None if following is None else torch.full((len(x),), following)
+            x = self.ddim_step(predict(x, now), x, now, after)
+        return x
 
     def ddim_step(self, prediction: Tensor, x_t: Tensor, t: Tensor, t_next: Tensor | None) -> Tensor:
         """Deterministic step t -> t_next (Song et al. 2021, Eq. 12, eta 0); None goes to clean x0.

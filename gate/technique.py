@@ -303,8 +303,8 @@ def run(
     seen = list(known)
 
     def call(inner: Request) -> Response:
-        for known, answer in seen:
-            if known is inner:
+        for asked, answer in seen:
+            if asked is inner:
                 return answer
         wanted = layers if inner.features else ()
         if (

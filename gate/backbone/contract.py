@@ -46,6 +46,10 @@ class Backbone(abc.ABC):
         """x0, (b, c, h, w) -> images, (b, 3, H, W) float32 in [0, 1]."""
 
     @abc.abstractmethod
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings (b, n, d) by the text encoder as it is now; nothing is kept, gradients flow."""
+
+    @abc.abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """One row per prompt; the same text always gives the same bits."""
 

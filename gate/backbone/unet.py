@@ -82,18 +82,22 @@ class LatentUNet(Backbone):
             images = torch.cat([self.vae.decode(x[None].to(self.dtype) / scale + shift).sample for x in x0])
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        tokens = self.tokenizer(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        )
+        embeddings: Tensor = self.text_encoder(tokens.input_ids.to(self.device))[0]
+        return embeddings
+
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._prompts:  # one at a time: a prompt's bits do not depend on its neighbours
-                tokens = self.tokenizer(
-                    prompt,
-                    padding="max_length",
-                    truncation=True,
-                    max_length=self.tokenizer.model_max_length,
-                    return_tensors="pt",
-                )
                 with torch.no_grad():
-                    self._prompts[prompt] = self.text_encoder(tokens.input_ids.to(self.device))[0][0]
+                    self._prompts[prompt] = self.encode_texts([prompt])[0]
         return Conditioning(torch.stack([self._prompts[p] for p in prompts]), prompts=tuple(prompts))
 
     @property

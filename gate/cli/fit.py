@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from gate.cli.output import DebugOption, QuietOption
-
-
-def _flag(help: str, default: str, metavar: str) -> Any:
-    shown = f"{help} [default: {default}]" if default else help
-    return typer.Option(help=shown, show_default=False, metavar=metavar)
+from gate.cli.output import DebugOption, QuietOption, flag
 
 
 def fit(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to fit: lora, controlnet.")],
-    images: Annotated[str | None, _flag("Your images; captions as for gate screen.", "", "DIR")] = None,
-    captions: Annotated[str | None, _flag("captions.csv.", "NAME.txt beside each image", "FILE")] = None,
-    data: Annotated[str | None, _flag("A named data set instead.", "", "NAME")] = None,
-    output: Annotated[str | None, _flag("A new folder for the weights.", "", "DIR")] = None,
-    backbone: Annotated[str | None, _flag("tiny, a hub id, or a folder.", "tiny", "NAME")] = None,
-    samples: Annotated[int | None, _flag("Images, a fifth of them held out.", "30", "N")] = None,
-    steps: Annotated[int | None, _flag("Steps.", "by the backbone's size", "N")] = None,
-    batch_size: Annotated[int | None, _flag("Images a step.", "8", "N")] = None,
-    rank: Annotated[int | None, _flag("Rank of the LoRA.", "64; 8 for small backbones", "N")] = None,
-    alpha: Annotated[float | None, _flag("Its alpha.", "32; 8 for small backbones", "X")] = None,
-    rate: Annotated[float | None, _flag("Learning rate of the denoiser.", "1e-4; small 1e-3", "X")] = None,
+    images: Annotated[str | None, flag("Your images; captions as for gate screen.", "", "DIR")] = None,
+    captions: Annotated[str | None, flag("captions.csv.", "NAME.txt beside each image", "FILE")] = None,
+    data: Annotated[str | None, flag("A named data set instead.", "", "NAME")] = None,
+    output: Annotated[str | None, flag("A new folder for the weights.", "", "DIR")] = None,
+    backbone: Annotated[str | None, flag("tiny, a hub id, or a folder.", "tiny", "NAME")] = None,
+    samples: Annotated[int | None, flag("Images, a fifth of them held out.", "30", "N")] = None,
+    steps: Annotated[int | None, flag("Steps.", "by the backbone's size", "N")] = None,
+    batch_size: Annotated[int | None, flag("Images a step.", "8", "N")] = None,
+    rank: Annotated[int | None, flag("Rank of the LoRA.", "64; 8 for small backbones", "N")] = None,
+    alpha: Annotated[float | None, flag("Its alpha.", "32; 8 for small backbones", "X")] = None,
+    rate: Annotated[float | None, flag("Learning rate of the denoiser.", "1e-4; small 1e-3", "X")] = None,
     text_rate: Annotated[
-        float | None, _flag("Of the text encoder; 0 leaves it alone.", "5e-5; small 5e-4", "X")
+        float | None, flag("Of the text encoder; 0 leaves it alone.", "5e-5; small 5e-4", "X")
     ] = None,
-    control: Annotated[str | None, _flag("What a ControlNet is shown.", "canny", "NAME")] = None,
-    check_every: Annotated[int | None, _flag("Steps between checkpoints.", "50", "N")] = None,
-    sheet: Annotated[int | None, _flag("Images on the sample sheet.", "4", "N")] = None,
-    seed: Annotated[int | None, _flag("The seed of everything random.", "0", "N")] = None,
-    device: Annotated[str | None, _flag("auto, cpu, cuda, mps.", "auto", "NAME")] = None,
-    dtype: Annotated[str | None, _flag("float32, bfloat16.", "float32", "NAME")] = None,
+    control: Annotated[str | None, flag("What a ControlNet is shown.", "canny", "NAME")] = None,
+    check_every: Annotated[int | None, flag("Steps between checkpoints.", "50", "N")] = None,
+    sheet: Annotated[int | None, flag("Images on the sample sheet.", "4", "N")] = None,
+    seed: Annotated[int | None, flag("The seed of everything random.", "0", "N")] = None,
+    device: Annotated[str | None, flag("auto, cpu, cuda, mps.", "auto", "NAME")] = None,
+    dtype: Annotated[str | None, flag("float32, bfloat16.", "float32", "NAME")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,

@@ -25,6 +25,12 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress an
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
 
 
+def flag(help: str, default: str, metavar: str) -> Any:
+    """An option that is None unless given. A test holds the defaults that `gate screen` shows to ScreenConfig's."""
+    shown = f"{help} [default: {default}]" if default else help
+    return typer.Option(help=shown, show_default=False, metavar=metavar)
+
+
 def to_json(value: Any) -> str:
     """JSON text; NaN and infinity become null, sets become sorted lists, the rest of the world its text."""
     return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)

@@ -3,57 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gate.cli.output import DebugOption, Format, FormatOption, QuietOption
+from gate.cli.output import DebugOption, Format, FormatOption, QuietOption, flag
 
 if TYPE_CHECKING:
     from gate.screening import Screening
 
 
-def _flag(help: str, default: str, metavar: str) -> Any:
-    """An option that is None unless given. A test holds the default it shows equal to ScreenConfig's."""
-    shown = f"{help} [default: {default}]" if default else help
-    return typer.Option(help=shown, show_default=False, metavar=metavar)
-
-
 def screen(
     techniques: Annotated[
-        str | None, _flag("Names, wildcards, NAME[setting=value], a+b, !excluded.", "all", "LIST")
+        str | None, flag("Names, wildcards, NAME[setting=value], a+b, !excluded.", "all", "LIST")
     ] = None,
     backbone: Annotated[
-        str | None, _flag("tiny, a hub id, or the folder of a diffusers pipeline.", "tiny", "NAME")
+        str | None, flag("tiny, a hub id, or the folder of a diffusers pipeline.", "tiny", "NAME")
     ] = None,
-    data: Annotated[str | None, _flag("A named data set.", "scenes-held-out", "NAME")] = None,
-    images: Annotated[str | None, _flag("Your own images instead of --data.", "", "DIR")] = None,
+    data: Annotated[str | None, flag("A named data set.", "scenes-held-out", "NAME")] = None,
+    images: Annotated[str | None, flag("Your own images instead of --data.", "", "DIR")] = None,
     labels: Annotated[
-        str | None, _flag("labels.csv; by default the subfolders of --images.", "", "FILE")
+        str | None, flag("labels.csv; by default the subfolders of --images.", "", "FILE")
     ] = None,
     captions: Annotated[
-        str | None, _flag("captions.csv; by default NAME.txt beside each image.", "", "FILE")
+        str | None, flag("captions.csv; by default NAME.txt beside each image.", "", "FILE")
     ] = None,
-    masks: Annotated[str | None, _flag("A folder of masks, parallel to --images.", "", "DIR")] = None,
-    samples: Annotated[int | None, _flag("Images, 8 or more.", "32", "N")] = None,
-    timesteps: Annotated[str | None, _flag("Noise levels.", "50,300", "LIST")] = None,
-    seeds: Annotated[int | None, _flag("Noises per image and timestep.", "2", "N")] = None,
-    layers: Annotated[str | None, _flag("Layers; see gate list layers.", "paper", "LIST")] = None,
-    metrics: Annotated[str | None, _flag("See gate list metrics.", "all", "LIST")] = None,
-    probes: Annotated[str | None, _flag("See gate list probes.", "all", "LIST")] = None,
-    folds: Annotated[int | None, _flag("Folds of the probes.", "4", "N")] = None,
-    image_samples: Annotated[int | None, _flag("Images to reconstruct; 0 for none.", "4", "N")] = None,
-    strength: Annotated[float | None, _flag("Strength of the reconstruction, in (0, 1].", "0.7", "X")] = None,
-    image_steps: Annotated[int | None, _flag("Steps of the reconstruction.", "5", "N")] = None,
-    resamples: Annotated[int | None, _flag("Bootstrap resamples, 200 or more.", "2000", "N")] = None,
-    seed: Annotated[int | None, _flag("The seed of everything random.", "0", "N")] = None,
-    device: Annotated[str | None, _flag("auto, cpu, cuda, mps.", "auto", "NAME")] = None,
-    dtype: Annotated[str | None, _flag("auto, float32, float16, bfloat16.", "auto", "NAME")] = None,
-    batch_size: Annotated[str | None, _flag("auto, or a number.", "auto", "N")] = None,
+    masks: Annotated[str | None, flag("A folder of masks, parallel to --images.", "", "DIR")] = None,
+    samples: Annotated[int | None, flag("Images, 8 or more.", "32", "N")] = None,
+    timesteps: Annotated[str | None, flag("Noise levels.", "50,300", "LIST")] = None,
+    seeds: Annotated[int | None, flag("Noises per image and timestep.", "2", "N")] = None,
+    layers: Annotated[str | None, flag("Layers; see gate list layers.", "paper", "LIST")] = None,
+    metrics: Annotated[str | None, flag("See gate list metrics.", "all", "LIST")] = None,
+    probes: Annotated[str | None, flag("See gate list probes.", "all", "LIST")] = None,
+    folds: Annotated[int | None, flag("Folds of the probes.", "4", "N")] = None,
+    image_samples: Annotated[int | None, flag("Images to reconstruct; 0 for none.", "4", "N")] = None,
+    strength: Annotated[float | None, flag("Strength of the reconstruction, in (0, 1].", "0.7", "X")] = None,
+    image_steps: Annotated[int | None, flag("Steps of the reconstruction.", "5", "N")] = None,
+    resamples: Annotated[int | None, flag("Bootstrap resamples, 200 or more.", "2000", "N")] = None,
+    seed: Annotated[int | None, flag("The seed of everything random.", "0", "N")] = None,
+    device: Annotated[str | None, flag("auto, cpu, cuda, mps.", "auto", "NAME")] = None,
+    dtype: Annotated[str | None, flag("auto, float32, float16, bfloat16.", "auto", "NAME")] = None,
+    batch_size: Annotated[str | None, flag("auto, or a number.", "auto", "N")] = None,
     workers: Annotated[
-        str | None, _flag("Processes; auto is one per core where that pays.", "auto", "N")
+        str | None, flag("Processes; auto is one per core where that pays.", "auto", "N")
     ] = None,
-    output: Annotated[str | None, _flag("A new run directory.", "runs/DATE-TIME", "RUN")] = None,
+    output: Annotated[str | None, flag("A new run directory.", "runs/DATE-TIME", "RUN")] = None,
     config: Annotated[
         Path | None, typer.Option(help="A YAML file of settings; flags override it.", metavar="FILE")
     ] = None,

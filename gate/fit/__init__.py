@@ -5,6 +5,5 @@
 
 from gate.fit.config import FitConfig, make_fit_config
 from gate.fit.loop import FitInterrupted, Fitted, fit
-from gate.fit.trainer import trainers
 
-__all__ = ["FitConfig", "FitInterrupted", "Fitted", "fit", "make_fit_config", "trainers"]
+__all__ = ["FitConfig", "FitInterrupted", "Fitted", "fit", "make_fit_config"]

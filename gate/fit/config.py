@@ -41,6 +41,10 @@ class FitConfig(BaseModel):
     dtype: str = "float32"
     output: str = ""
 
+    def facts(self) -> dict[str, Any]:
+        """What must be equal for a fit to be resumed: not where it is written, how long it runs, or where."""
+        return self.model_dump(exclude={"output", "steps", "device"})
+
 
 def make_fit_config(values: dict[str, Any]) -> FitConfig:
     """The config of the given values. Raises UsageError with one sentence."""

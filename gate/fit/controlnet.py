@@ -7,19 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from gate.control import CONTROLS, as_tensor
 from gate.errors import UsageError
-from gate.fit.trainer import Trainer
+from gate.fit.trainer import Trainer, is_small, seeded
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone
     from gate.fit.config import FitConfig
     from gate.sample import SampleSet
 
-SMALL = 50e6
 EMBEDDING = (16, 32, 96, 256)  # channels of the stack that brings the control image to the latent's size
 
 
@@ -27,30 +25,24 @@ class ControlNetTrainer(Trainer):
     """Zhang et al. 2023, section 3.3: rate 1e-5 on Stable Diffusion, 5e-4 on small denoisers. A third of the prompts
     are empty (half of theirs), so that the control has to say what the prompt does not."""
 
-    technique = "controlnet"
-
     def __init__(self, backbone: Backbone, config: FitConfig, samples: SampleSet) -> None:
         from diffusers import ControlNetModel
 
         if config.control not in CONTROLS:
             raise UsageError(f"Control {config.control!r} is not known; choose {', '.join(CONTROLS)}.")
-        self.backbone, self.control = backbone, config.control
+        self.backbone = backbone
         unet: Any = backbone.denoiser
-        small = sum(p.numel() for p in unet.parameters()) < SMALL
+        small = is_small(unet)
         halvings = (backbone.image_size // int(unet.config.sample_size)).bit_length() - 1
-        generator_state = torch.get_rng_state()
-        torch.manual_seed(config.seed)
-        try:
+        with seeded(config.seed):
             self.net = ControlNetModel.from_unet(
                 unet, conditioning_embedding_out_channels=EMBEDDING[: halvings + 1]
             )
-        finally:
-            torch.set_rng_state(generator_state)
         self.net.to(backbone.device).train().requires_grad_(True)
         self.rate = config.rate or (5e-4 if small else 1e-5)
         self.steps = 1500 if small else 10_000
         self.groups = [{"params": list(self.net.parameters()), "lr": self.rate}]
-        self.images = as_tensor(self.control, [s.image for s in samples])
+        self.images = as_tensor(config.control, [s.image for s in samples])
         self.unet = unet
 
     def predict(self, x_t: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from gate.errors import ConfigurationError, OutOfMemoryError, UsageError
 from gate.fit.config import FitConfig
 from gate.fit.trainer import Trainer, create_trainer
+from gate.run import write_json
 from gate.schedule import sample_noise
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def fit(
 
 def _folder(config: FitConfig, resume: bool) -> Path:
     """The output folder: new, or that of the very same fit."""
-    folder, facts = Path(config.output), config.model_dump(exclude={"output", "steps", "device"})
+    folder, facts = Path(config.output), config.facts()
     began = folder / "fit.json"
     if resume:
         if not (folder / CHECKPOINT).is_file():
@@ -139,9 +140,7 @@ def _folder(config: FitConfig, resume: bool) -> Path:
         raise UsageError(f"{folder} exists already; add --resume to go on, or choose another folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        began.write_text(
-            json.dumps({"schema_version": 1, "config": facts}, indent=1) + "\n", encoding="utf-8"
-        )
+        write_json(began, {"schema_version": 1, "config": facts})
     except OSError as error:
         raise ConfigurationError(f"{folder} cannot be written: {error.strerror}.") from error
     return folder
@@ -255,13 +254,12 @@ def _step(
 def held_out_errors(trainer: Trainer, backbone: Backbone, material: Material) -> Tensor:
     """(m,) float64: eps error of each held-out image under its fullest caption, over four noise levels and two
     noises, the same at every step."""
+    levels = [
+        round(level * len(backbone.schedule)) for level in HELD_OUT_LEVELS for _ in range(HELD_OUT_NOISES)
+    ]
+    t, shape = torch.tensor(levels), tuple(material.x0.shape[1:])
     errors = []
     for row in material.held_out:
-        levels = [
-            round(level * len(backbone.schedule)) for level in HELD_OUT_LEVELS for _ in range(HELD_OUT_NOISES)
-        ]
-        t = torch.tensor(levels)
-        shape = tuple(material.x0.shape[1:])
         identity = material.samples[row].id
         eps = torch.stack([sample_noise(identity, seed, shape) for seed in range(len(levels))]).to(
             material.x0

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from gate.backbone.merge import ADAPTER
-from gate.fit.trainer import Trainer
+from gate.backbone.merge import ADAPTER, unload
+from gate.fit.trainer import Trainer, is_small, seeded
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone
@@ -23,14 +22,11 @@ UNET_TARGETS = (
     "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
 )  # fmt: skip
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
-SMALL = 50e6  # parameters of a denoiser below which the paper's rank and rates are too large and too small
 
 
 class LoraTrainer(Trainer):
     """Rank 64, alpha 32, 1e-4 for the denoiser and 5e-5 for the text encoder (the paper's); rank 8, alpha 8 and
     ten times the rates for small denoisers."""
-
-    technique = "lora"
 
     def __init__(self, backbone: Backbone, config: FitConfig, samples: SampleSet) -> None:
         from peft import LoraConfig
@@ -38,22 +34,18 @@ class LoraTrainer(Trainer):
         self.backbone = backbone
         parts: dict[str, Any] = dict(backbone.components)
         self.unet, self.text_encoder = parts["unet"], parts["text_encoder"]
-        small = sum(p.numel() for p in self.unet.parameters()) < SMALL
+        small = is_small(self.unet)
         self.rank = config.rank or (8 if small else 64)
         self.alpha = config.alpha or (8.0 if small else 32.0)
         self.rate = config.rate or (1e-3 if small else 1e-4)
         self.text_rate = (5e-4 if small else 5e-5) if config.text_rate is None else config.text_rate
         self.steps = 400 if small else 1500
         self._marks = {name: set(vars(module)) for name, module in parts.items()}
-        generator_state = torch.get_rng_state()
-        torch.manual_seed(config.seed)  # peft draws A from the global state
-        try:
+        with seeded(config.seed):  # peft draws A from the global state
             for module, targets in ((self.unet, UNET_TARGETS), (self.text_encoder, TEXT_TARGETS)):
                 module.add_adapter(
                     LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(targets)), ADAPTER
                 )
-        finally:
-            torch.set_rng_state(generator_state)
         self.groups = [
             {"params": [p for p in module.parameters() if p.requires_grad], "lr": rate}
             for module, rate in ((self.unet, self.rate), (self.text_encoder, self.text_rate))
@@ -63,20 +55,9 @@ class LoraTrainer(Trainer):
             self.text_encoder.requires_grad_(False)
 
     def predict(self, x_t: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:
-        prediction: Tensor = self.unet(x_t, t.to(x_t.device), self._encode(texts), return_dict=False)[0]
+        embeds = self.backbone.encode_texts(texts)
+        prediction: Tensor = self.unet(x_t, t.to(x_t.device), embeds, return_dict=False)[0]
         return prediction
-
-    def _encode(self, texts: list[str]) -> Tensor:
-        tokenizer: Any = self.backbone.tokenizer  # type: ignore[attr-defined]
-        tokens = tokenizer(
-            texts,
-            padding="max_length",
-            truncation=True,
-            max_length=tokenizer.model_max_length,
-            return_tensors="pt",
-        )
-        states: Tensor = self.text_encoder(tokens.input_ids.to(self.backbone.device))[0]
-        return states
 
     def save(self, folder: Path) -> None:
         from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
@@ -117,8 +98,6 @@ class LoraTrainer(Trainer):
                 module.enable_adapters()
 
     def release(self) -> None:
-        from gate.backbone.merge import unload
-
         unload(self.backbone.components, self._marks)
         for module in (self.unet, self.text_encoder):
             module.requires_grad_(False)

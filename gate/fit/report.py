@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from gate import __version__
 from gate.fit.loop import OVER_FITTED
+from gate.run import write_json
 from gate.statistics import Interval, paired_bca, share_removed
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def write_report(
     kept, last = _gain(course, course.best, config.seed), _gain(course, course.step, config.seed)
     report = {
         "schema_version": 1,
-        "config": config.model_dump(exclude={"output", "steps", "device"}),
+        "config": config.facts(),
         "gate_version": __version__,
         "versions": {p: version(p) for p in ("torch", "diffusers", "peft", "transformers")},
         "device": str(backbone.device),
@@ -54,7 +54,7 @@ def write_report(
         "held_out": {step: float(np.mean(errors)) for step, errors in course.held_out.items()},
         "seconds": round(course.seconds, 1),
     }
-    (folder / "fit.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "fit.json", report)
     _draw(report, folder / "losses.png")
     if config.sheet:
         sheet(trainer, backbone, material, config, folder / "samples.png")
@@ -118,15 +118,14 @@ def _plain(backbone: Backbone, x: torch.Tensor, t: torch.Tensor, texts: list[str
 
 def _sample(backbone: Backbone, x: torch.Tensor, texts: list[str], predict: Predict) -> Any:
     """(b, H, W, 3) uint8 by deterministic DDIM with classifier-free guidance."""
-    last = len(backbone.schedule) - 1
-    steps = np.linspace(last, 0, SHEET_STEPS, endpoint=False).round().astype(int).tolist()
     empty = [""] * len(texts)
-    for t, following in zip(steps, [*steps[1:], None], strict=True):
-        now = torch.full((len(x),), t)
-        strong, weak = predict(x, now, texts), predict(x, now, empty)
-        after = None if following is None else torch.full((len(x),), following)
-        x = backbone.schedule.ddim_step(weak + GUIDANCE * (strong - weak), x, now, after)
-    return (backbone.decode(x).cpu().permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+
+    def guided(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        strong, weak = predict(x_t, t, texts), predict(x_t, t, empty)
+        return weak + GUIDANCE * (strong - weak)
+
+    x0 = backbone.schedule.ddim_sample(x, len(backbone.schedule) - 1, SHEET_STEPS, guided)
+    return (backbone.decode(x0).cpu().permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
 
 
 def card(report: dict[str, Any], config: FitConfig, folder: Path) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from gate.errors import unknown_name
 
@@ -16,12 +18,8 @@ if TYPE_CHECKING:
     from gate.fit.config import FitConfig
     from gate.sample import SampleSet
 
+SMALL = 50e6  # parameters
 _HOMES = {"controlnet": "gate.fit.controlnet:ControlNetTrainer", "lora": "gate.fit.lora:LoraTrainer"}
-
-
-def trainers() -> tuple[str, ...]:
-    """Names of what can be fitted."""
-    return tuple(_HOMES)
 
 
 def create_trainer(config: FitConfig, backbone: Backbone, samples: SampleSet) -> Trainer:
@@ -33,13 +31,30 @@ def create_trainer(config: FitConfig, backbone: Backbone, samples: SampleSet) ->
     return trainer
 
 
+def is_small(denoiser: nn.Module) -> bool:
+    """Whether the papers' ranks and rates, made for Stable Diffusion, are wrong for it: under 50 M parameters."""
+    return sum(p.numel() for p in denoiser.parameters()) < SMALL
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's global generator at `seed` for a while, for libraries that draw their first weights from it."""
+    import torch
+
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
 class Trainer(abc.ABC):
     """Attached on construction; `release` gives the backbone back as it was.
 
     groups: parameters with their rates, as an optimiser takes them. steps: default length.
     """
 
-    technique: ClassVar[str]
     backbone: Backbone
     groups: list[dict[str, Any]]
     steps: int
