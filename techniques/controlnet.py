@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from gate.companions import companion
 from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError
 from gate.technique import Cost, Technique, descend
 
@@ -29,7 +30,6 @@ PUBLIC: Mapping[str, Mapping[int, str]] = {
     "soft-edges": {768: "lllyasviel/control_v11p_sd15_softedge"},
     "tile": {768: "lllyasviel/control_v11f1e_sd15_tile"},
 }
-COMPANIONS = Path("companions")  # beside the embedded backbone's weights
 
 
 @dataclass(kw_only=True)
@@ -146,14 +146,14 @@ def _several(value: Any) -> tuple[str, ...]:
 
 def default_weights(backbone: Backbone, control: str) -> str:
     """The ControlNet of a backbone: the companion in its own folder, else the public one for its width."""
-    companion = backbone.source.parent / COMPANIONS / f"controlnet-{control}"
-    if backbone.name == "tiny":
-        if not companion.is_dir():
-            raise MissingWeightsError(
-                f"There is no {control} ControlNet for tiny; fit one: gate fit controlnet --control {control} "
-                "--data scenes-trained --output NET, then screen 'controlnet[weights=NET]'."
-            )
-        return str(companion)
+    own = companion(
+        backbone,
+        f"controlnet-{control}",
+        fit=f"gate fit controlnet --control {control} --data scenes-trained --output NET, "
+        "then screen 'controlnet[weights=NET]'.",
+    )
+    if own:
+        return own
     width = _width(backbone.denoiser)
     if width not in PUBLIC[control]:
         raise MissingWeightsError(

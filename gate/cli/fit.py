@@ -10,7 +10,7 @@ from gate.cli.output import DebugOption, QuietOption, flag
 
 
 def fit(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What to fit: lora, controlnet.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to fit: lora, controlnet, t2i-adapter, ip-adapter, textual-inversion, cleandift.")],
     images: Annotated[str | None, flag("Your images; captions as for gate screen.", "", "DIR")] = None,
     captions: Annotated[str | None, flag("captions.csv.", "NAME.txt beside each image", "FILE")] = None,
     data: Annotated[str | None, flag("A named data set instead.", "", "NAME")] = None,
@@ -25,7 +25,7 @@ def fit(
     text_rate: Annotated[
         float | None, flag("Of the text encoder; 0 leaves it alone.", "5e-5; small 5e-4", "X")
     ] = None,
-    control: Annotated[str | None, flag("What a ControlNet is shown.", "canny", "NAME")] = None,
+    control: Annotated[str | None, flag("What a ControlNet or T2I-Adapter is shown.", "canny", "NAME")] = None,
     check_every: Annotated[int | None, flag("Steps between checkpoints.", "50", "N")] = None,
     sheet: Annotated[int | None, flag("Images on the sample sheet.", "4", "N")] = None,
     seed: Annotated[int | None, flag("The seed of everything random.", "0", "N")] = None,
@@ -35,7 +35,7 @@ def fit(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Fit a LoRA or a ControlNet to your images; screen it as 'lora[weights=DIR]'."""
+    """Fit a LoRA, a ControlNet or another small network to your images; screen it as 'lora[weights=DIR]'."""
     given = {k: v for k, v in locals().items() if v is not None and k not in _NOT_SETTINGS}
     from gate.fit import fit as run_fit
     from gate.fit import make_fit_config

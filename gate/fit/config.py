@@ -13,7 +13,7 @@ from gate.sample import MIN_SAMPLES
 class FitConfig(BaseModel):
     """Settings of one fit. None means the trainer's default for the backbone's size.
 
-    samples: images, of which the share `held_out` is kept apart to judge by. rate, text_rate: of the denoiser's and
+    samples: images, of which the share `held_out`, at most 64, is kept apart to judge by. rate, text_rate: of the denoiser's and
     the text encoder's adapters. alpha: the LoRA's scaling is alpha / rank. control: what a ControlNet is shown.
     check_every: steps between two looks at the held-out images, each of which writes a checkpoint.
     """

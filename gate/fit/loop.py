@@ -29,6 +29,7 @@ Progress = Callable[[str, int, int], None]
 Log = Callable[[str], None]
 HELD_OUT_LEVELS = (0.1, 0.3, 0.5, 0.7)  # of the schedule, where the held-out error is measured
 HELD_OUT_NOISES = 2
+MOST_HELD_OUT = 64  # images; more would take longer to judge by than to learn from
 CHECKPOINT = "checkpoint.pt"
 OVER_FITTED = "over-fitted"
 
@@ -159,7 +160,7 @@ def _material(config: FitConfig, backbone: Backbone) -> Material:
         samples = load_data(str(config.data), n=config.samples, size=size, seed=config.seed)
     n = len(samples)
     order = np.random.default_rng([config.seed, n]).permutation(n).tolist()
-    apart = min(max(2, round(config.held_out * n)), n - 1)
+    apart = min(max(2, round(config.held_out * n)), n - 1, MOST_HELD_OUT)
     x0 = torch.cat([backbone.encode(pixels([sample])) for sample in samples])
     captions = tuple(captions_of(sample.caption) for sample in samples)
     return Material(samples, x0, captions, tuple(sorted(order[apart:])), tuple(sorted(order[:apart])))

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from gate.sample import SampleSet
 
 SMALL = 50e6  # parameters
-_HOMES = {"controlnet": "gate.fit.controlnet:ControlNetTrainer", "lora": "gate.fit.lora:LoraTrainer"}
+_HOMES = {
+    "cleandift": "gate.fit.cleandift:CleanDiftTrainer",
+    "controlnet": "gate.fit.controlnet:ControlNetTrainer",
+    "ip-adapter": "gate.fit.ip_adapter:IpAdapterTrainer",
+    "lora": "gate.fit.lora:LoraTrainer",
+    "t2i-adapter": "gate.fit.t2i_adapter:T2iAdapterTrainer",
+    "textual-inversion": "gate.fit.textual_inversion:TextualInversionTrainer",
+}
 
 
 def create_trainer(config: FitConfig, backbone: Backbone, samples: SampleSet) -> Trainer:
