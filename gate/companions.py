@@ -1,11 +1,11 @@
-"""Fitted networks that ship beside the embedded backbone: what a technique uses on it where nothing else is named."""
+"""Fitted networks: those that ship beside the embedded backbone, and how any of them is loaded."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gate.errors import MissingWeightsError
+from gate.errors import MissingWeightsError, UsageError
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone
@@ -24,3 +24,54 @@ def companion(backbone: Backbone, name: str, *, fit: str) -> str:
     if not folder.is_dir():
         raise MissingWeightsError(f"There is no {name} for tiny; fit one: {fit}")
     return str(folder)
+
+
+def load_network(network: Any, source: str, what: str, backbone: Backbone) -> Any:
+    """A network of the diffusers class `network` from a folder or the hub's cache, on the backbone's device.
+
+    Safetensors only. Raises MissingWeightsError with the command that fetches it.
+    """
+    try:
+        net = network.from_pretrained(
+            source, torch_dtype=backbone.dtype, use_safetensors=True, local_files_only=True
+        )
+    except OSError as error:
+        raise MissingWeightsError(
+            f"The {what} {source} is not on this machine; {how_to_get(source)}"
+        ) from error
+    return net.to(backbone.device).eval().requires_grad_(False)
+
+
+def local_file(source: str, name: str, what: str) -> Path:
+    """A file of a folder, or of a repository in the hub's cache; `source` may be the file itself.
+
+    Raises MissingWeightsError with the command that fetches it, UsageError for what is no safetensors.
+    """
+    from huggingface_hub import hf_hub_download
+
+    path = Path(source).expanduser()
+    file = path if path.is_file() else path / name
+    if file.suffix != ".safetensors":
+        raise UsageError(f"{file.name} is not a safetensors file; pickled weights are never loaded.")
+    if file.is_file():
+        return file
+    missing = f"The {what} {name} of {source} is not on this machine; {how_to_get(source, name)}"
+    if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise MissingWeightsError(missing)
+    try:
+        return Path(hf_hub_download(source, name, local_files_only=True))
+    except OSError as error:
+        raise MissingWeightsError(missing) from error
+
+
+def how_to_get(source: str, name: str = "") -> str:
+    """The end of a sentence that says what is missing."""
+    if Path(source).expanduser().exists():
+        return "the folder is not complete."
+    return f"fetch it with: hf download {source} {name}".rstrip()
+
+
+def cross_width(network: Any) -> int:
+    """Of its cross-attention; 0 where it has none."""
+    width = network.config.cross_attention_dim
+    return width if isinstance(width, int) else 0

@@ -1,18 +1,23 @@
 """Control images made from the input itself: what ControlNets and T2I-Adapters are told about it.
 
-Every function takes an image (h, w, 3) uint8 RGB and gives one of the same shape and type.
+Every drawing function takes an image (h, w, 3) uint8 RGB and gives one of the same shape and type.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gate.errors import UsageError
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from gate.request import Batch
 
 Image = NDArray[np.uint8]
 TANGENT = 0.4142135623730951  # of 22.5 degrees: a gradient flatter than this is compared left and right
@@ -89,12 +94,54 @@ def tile(image: Image, *, factor: int = 4) -> Image:
     return np.asarray(shrunk.resize(picture.size, Picture.Resampling.BILINEAR))
 
 
-def as_tensor(control: str, images: Iterable[Image]) -> Tensor:
+CONTROLS: dict[str, Callable[[Image], Image]] = {"canny": canny, "soft-edges": soft_edges, "tile": tile}
+DEPTH_MODEL = "Intel/dpt-large"
+NAMES = (*CONTROLS, "depth")
+
+
+def drawer(control: str, depth_model: str = DEPTH_MODEL) -> Callable[[Image], Image]:
+    """What draws the control image `control`. depth_model: a depth estimator of transformers, for "depth" alone.
+
+    Raises UsageError for an unknown control, MissingWeightsError where the depth estimator is not on this machine.
+    """
+    if control == "depth":
+        from gate.vision import load_vision
+
+        return load_vision(depth_model, "AutoModelForDepthEstimation", "depth estimator").depth
+    if control not in CONTROLS:
+        raise UsageError(f"Control {control!r} is not known; choose {', '.join(NAMES)}.")
+    return CONTROLS[control]
+
+
+def as_tensor(draw: Callable[[Image], Image], images: Iterable[Image]) -> Tensor:
     """The control images of some images, (b, 3, h, w) float32 in [0, 1]."""
     import torch
 
-    drawn = [torch.from_numpy(CONTROLS[control](image).copy()).permute(2, 0, 1) for image in images]
+    drawn = [torch.from_numpy(draw(image).copy()).permute(2, 0, 1) for image in images]
     return torch.stack(drawn).float() / 255
 
 
-CONTROLS: dict[str, Callable[[Image], Image]] = {"canny": canny, "soft-edges": soft_edges, "tile": tile}
+@dataclass
+class ControlImages:
+    """The control images of samples, each drawn once."""
+
+    depth_model: str = DEPTH_MODEL
+    _drawers: dict[str, Callable[[Image], Image]] = field(default_factory=dict)
+    _drawn: dict[str, Tensor] = field(default_factory=dict)
+
+    def prepare(self, control: str) -> None:
+        """Load what draws it; raises MissingWeightsError."""
+        if control not in self._drawers:
+            self._drawers[control] = drawer(control, self.depth_model)
+
+    def of(self, control: str, batch: Batch) -> Tensor:
+        """(b, 3, H, W) in [0, 1]."""
+        import torch
+
+        self.prepare(control)
+        keys = [f"{control}/{sample.id}" for sample in batch.samples]
+        for key, sample in zip(keys, batch.samples, strict=True):
+            if key not in self._drawn:
+                self._drawn[key] = as_tensor(self._drawers[control], [sample.image])[0]
+        images = torch.stack([self._drawn[key] for key in keys])
+        return images.to(batch.backbone.device, batch.backbone.dtype)

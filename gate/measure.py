@@ -256,16 +256,24 @@ def _record(
 def _reconstruct(
     bench: Bench, technique: Technique, conditioning: Conditioning, out: Measured, batch_size: int
 ) -> None:
-    """img2img at high strength, deterministic DDIM: is the output more like the input? (paper, section 5.1)."""
+    """img2img at high strength, deterministic DDIM: is the output more like the input? (paper, section 5.1).
+
+    A technique that starts from the clean latent generates nothing: NaN, and a grey picture.
+    """
     config, backbone = bench.config, bench.backbone
     count = min(config.image_samples, len(bench.samples))
     if not count:
         return
     top = max(1, math.ceil(config.strength * len(backbone.schedule)) - 1)
     images: list[Tensor] = []
+    generated = True
     for rows, batch in bench.batches(batch_size, count):
         own = conditioning.rows(range(count)[rows])
         request = technique.start(batch.request(top, config.seed, own))
+        if request.origin == "clean":  # no noise went in, so nothing is generated
+            images.append(torch.full((len(batch), *pixels(batch.samples).shape[1:]), 0.5))
+            generated = False
+            continue
         state = request.with_(origin="sampled", features=False)
 
         def predict(x: Tensor, t: Tensor, state: Request = state) -> Tensor:
@@ -275,7 +283,10 @@ def _reconstruct(
         images.append(backbone.decode(x0).cpu())
     made = torch.cat(images)
     truth = pixels(bench.samples[:count].samples)
-    out.image = {m.name: m.distance(truth, made).numpy().astype(np.float32) for m in bench.of_kind("image")}
+    out.image = {
+        m.name: m.distance(truth, made).numpy().astype(np.float32) * (1 if generated else np.nan)
+        for m in bench.of_kind("image")
+    }
     out.reconstructions = (made.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
 
 

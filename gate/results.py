@@ -135,6 +135,8 @@ def _image(m: Measured, vanilla: Measured, seed: int) -> dict[str, float] | None
     if "image" not in m.image:
         return None
     ours, anchor = m.image["image"].astype(np.float64), vanilla.image["image"].astype(np.float64)
+    if not np.isfinite(ours).all():
+        return None
 
     def share(index: NDArray[np.intp]) -> NDArray[np.float64]:
         value: NDArray[np.float64] = 1 - ours[index].sum(-1) / anchor[index].sum(-1)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gate.companions import companion
+from gate.companions import companion, cross_width, load_network
+from gate.control import DEPTH_MODEL, ControlImages
 from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError
 from gate.technique import Cost, Technique, descend
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor
-
     from gate.backbone import Backbone
-    from gate.request import Batch, Request, Response
+    from gate.request import Request, Response
     from gate.sample import SampleSet
     from gate.technique import CallNext
 
@@ -27,6 +25,7 @@ PUBLIC: Mapping[str, Mapping[int, str]] = {
         1024: "thibaud/controlnet-sd21-canny-diffusers",
         2048: "diffusers/controlnet-canny-sdxl-1.0",
     },
+    "depth": {768: "lllyasviel/control_v11f1p_sd15_depth", 2048: "diffusers/controlnet-depth-sdxl-1.0"},
     "soft-edges": {768: "lllyasviel/control_v11p_sd15_softedge"},
     "tile": {768: "lllyasviel/control_v11f1e_sd15_tile"},
 }
@@ -36,10 +35,11 @@ PUBLIC: Mapping[str, Mapping[int, str]] = {
 class ControlNet(Technique):
     """ControlNet (Zhang et al. 2023, Eq. 9-10): residuals of a trained copy, added to the skips and the mid block.
 
-    controls: what is drawn from the input, one or several of canny, soft-edges, tile. weights: a folder or hub id
-    each; () are the backbone's own: the embedded companion of tiny, the public ones of Stable Diffusion. scale: one
-    for all or one each; 0 is vanilla. lead, steps: where lead > 0, x_t is reached by `steps` deterministic DDIM
-    steps from t + lead under the same control (the paper's 60 -> 50, for attention features: lead 10).
+    controls: what is drawn from the input, one or several of canny, soft-edges, tile, depth. weights: a folder or
+    hub id each; () are the backbone's own: the embedded companion of tiny, the public ones of Stable Diffusion.
+    depth_model: what estimates the depth. scale: one for all or one each; 0 is vanilla. lead, steps: where lead > 0,
+    x_t is reached by `steps` deterministic DDIM steps from t + lead under the same control (the paper's 60 -> 50, for
+    attention features: lead 10).
     """
 
     name = "controlnet"
@@ -47,16 +47,19 @@ class ControlNet(Technique):
     source = "Meng et al. 2024 (arXiv 2410.06719), section 5.3; Zhang et al. 2023 (arXiv 2302.05543)"
     leak = "the control image is made from the input's own pixels"
     neutral: ClassVar = {"scale": 0.0, "lead": 0}
+    compositions = ("prompt+controlnet", "prompt+controlnet+lora")
 
     controls: tuple[str, ...] = ("canny",)
     weights: tuple[str, ...] = ()
     scale: tuple[float, ...] = (1.0,)
     lead: int = 0
     steps: int = 1
+    depth_model: str = DEPTH_MODEL
     _nets: list[Any] | None = field(default=None, init=False, repr=False)
-    _images: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _images: ControlImages = field(default_factory=ControlImages, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._images.depth_model = self.depth_model
         self.controls, self.weights = _several(self.controls), _several(self.weights)
         scales: Any = self.scale if isinstance(self.scale, (tuple, list)) else (self.scale,)
         self.scale = tuple(float(s) for s in scales) * (len(self.controls) if len(scales) == 1 else 1)
@@ -91,6 +94,9 @@ class ControlNet(Technique):
                 load_net(backbone, source or default_weights(backbone, control)) if scale else None
                 for control, source, scale in zip(self.controls, given, self.scale, strict=True)
             ]
+            for control, scale in zip(self.controls, self.scale, strict=True):
+                if scale:
+                    self._images.prepare(control)
         return self._nets
 
     def denoise(self, request: Request, call_next: CallNext) -> Response:
@@ -112,7 +118,7 @@ class ControlNet(Technique):
                 request.x_t.to(backbone.dtype),
                 request.t_condition.to(backbone.device),
                 encoder_hidden_states=request.conditioning.prompt_embeds,
-                controlnet_cond=self._control_images(control, batch),
+                controlnet_cond=self._images.of(control, batch),
                 conditioning_scale=scale,
                 return_dict=False,
             )
@@ -124,19 +130,6 @@ class ControlNet(Technique):
                 "mid_block_additional_residual", 0
             )
         return residuals
-
-    def _control_images(self, control: str, batch: Batch) -> Tensor:
-        """(b, 3, H, W) in [0, 1], drawn once per sample."""
-        import torch
-
-        from gate.control import as_tensor
-
-        keys = {f"{control}/{sample.id}": sample.image for sample in batch.samples}
-        for key, image in keys.items():
-            if key not in self._images:
-                self._images[key] = as_tensor(control, [image])[0]
-        images = torch.stack([self._images[f"{control}/{sample.id}"] for sample in batch.samples])
-        return images.to(batch.backbone.device, batch.backbone.dtype)
 
 
 def _several(value: Any) -> tuple[str, ...]:
@@ -154,7 +147,7 @@ def default_weights(backbone: Backbone, control: str) -> str:
     )
     if own:
         return own
-    width = _width(backbone.denoiser)
+    width = cross_width(backbone.denoiser)
     if width not in PUBLIC[control]:
         raise MissingWeightsError(
             f"No public {control} ControlNet is known for {backbone.name}; give one as controlnet[weights=ID]."
@@ -162,30 +155,14 @@ def default_weights(backbone: Backbone, control: str) -> str:
     return PUBLIC[control][width]
 
 
-def _width(network: Any) -> int:
-    """Of its cross-attention; 0 where it has none."""
-    width = network.config.cross_attention_dim
-    return width if isinstance(width, int) else 0
-
-
 def load_net(backbone: Backbone, source: str) -> Any:
-    """A ControlNet from a folder or the hub's cache, on the backbone's device. Safetensors only."""
+    """A ControlNet from a folder or the hub's cache, on the backbone's device."""
     from diffusers import ControlNetModel
 
-    try:
-        net = ControlNetModel.from_pretrained(
-            source, torch_dtype=backbone.dtype, use_safetensors=True, local_files_only=True
-        )
-    except OSError as error:
-        fetch = (
-            f"fetch it with: hf download {source}"
-            if not Path(source).exists()
-            else "the folder is not complete"
-        )
-        raise MissingWeightsError(f"The ControlNet {source} is not on this machine; {fetch}") from error
-    expected, found = _width(backbone.denoiser), _width(net)
+    net = load_network(ControlNetModel, source, "ControlNet", backbone)
+    expected, found = cross_width(backbone.denoiser), cross_width(net)
     if expected != found:
         raise ConfigurationError(
             f"The ControlNet {source} is for a cross-attention of {found}, {backbone.name} has {expected}."
         )
-    return net.to(backbone.device).eval().requires_grad_(False)
+    return net

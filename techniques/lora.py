@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from gate.companions import companion
 from gate.errors import MissingWeightsError, UnsuitableError
 from gate.technique import Technique
 
@@ -22,22 +23,26 @@ class Lora(Technique):
 
     W + scale alpha / rank B A, merged once and swapped in: it costs nothing per call, and detaching brings the very
     same tensors back. weights: a safetensors file, a folder of `gate fit lora`, or a hub id, in any layout that
-    diffusers reads; weight_name: the file in a folder or repository. scale: 0 is vanilla, 1 as trained.
+    diffusers reads; "" is, on tiny, the companion that was fitted to sketches. weight_name: the file in a folder or
+    repository. scale: 0 is vanilla, 1 as trained. over_fitted: take the last step of `gate fit lora`, where the
+    held-out error had risen again (the paper's second LoRA), not the best one.
     """
 
     name = "lora"
     summary = "Merge a LoRA of the images' domain into the weights."
     source = "Meng et al. 2024 (arXiv 2410.06719), section 5.3; Hu et al. 2022 (arXiv 2106.09685)"
     neutral: ClassVar = {"scale": 0.0}
+    variants: ClassVar = {"lora-over-fitted": {"over_fitted": True}}
 
     weights: str = ""
     weight_name: str = ""
     scale: float = 1.0
+    over_fitted: bool = False
     _merged: dict[str, Tensor] | None = field(default=None, init=False, repr=False)
 
     def check(self, backbone: Backbone, samples: SampleSet) -> None:
         super().check(backbone, samples)
-        if not self.weights and self.scale:
+        if not self.weights and self.scale and backbone.name != "tiny":
             raise UnsuitableError(
                 f"{self.name} has no weights for {backbone.name}.",
                 f"Fit one: gate fit lora --backbone {backbone.name} --images DIR --output LORA; then screen "
@@ -58,6 +63,18 @@ class Lora(Technique):
 
         if self._merged is None:
             self._merged = (
-                lora_weights(backbone, self.weights, self.weight_name, self.scale) if self.scale else {}
+                lora_weights(backbone, self._source(backbone), self.weight_name, self.scale)
+                if self.scale
+                else {}
             )
         return self._merged
+
+    def _source(self, backbone: Backbone) -> str:
+        from gate.fit.loop import OVER_FITTED
+
+        folder = self.weights or companion(
+            backbone,
+            "lora-sketches",
+            fit="gate fit lora --data sketches-trained --output LORA, then screen 'lora[weights=LORA]'.",
+        )
+        return f"{folder}/{OVER_FITTED}" if self.over_fitted else folder

@@ -24,7 +24,7 @@ class Backbone(abc.ABC):
     """A denoiser with what surrounds it. Nothing in it is modified; activations come from hooks.
 
     name: what the user asked for. family: "unet", ... image_size: pixels a side. calls: denoiser rows so far, the
-    cost that techniques declare is checked against it. source: where the weights came from.
+    cost that techniques declare is checked against it. source: where the weights came from. tokenizer: of its prompts.
     """
 
     family: ClassVar[str]
@@ -36,6 +36,7 @@ class Backbone(abc.ABC):
     dtype: torch.dtype
     calls: int
     source: Path
+    tokenizer: Any
 
     @abc.abstractmethod
     def encode(self, images: Tensor) -> Tensor:
@@ -59,8 +60,11 @@ class Backbone(abc.ABC):
         """The parts that adapters change, under diffusers' names: "unet", "text_encoder"."""
 
     @abc.abstractmethod
-    def prompts_anew(self) -> AbstractContextManager[None]:
-        """For a while, prompts are encoded afresh: their encoder is not the usual one."""
+    def prompts_anew(self, tokenizer: Any = None, text_encoder: Any = None) -> AbstractContextManager[None]:
+        """For a while, prompts are encoded afresh: their encoder is not the usual one, or other weights are in it.
+
+        tokenizer, text_encoder: what stands in for the backbone's own.
+        """
 
     @property
     @abc.abstractmethod

@@ -77,7 +77,7 @@ def lora_weights(backbone: Backbone, source: str, weight_name: str, scale: float
             f"The LoRA {source!r} is not on this machine; fetch it with: hf download {source}"
         ) from error
     before = {name: parameter.detach().clone() for name, parameter in _parameters(backbone).items()}
-    marks = {name: set(vars(module)) for name, module in parts.items()}
+    marks = {name: dict(vars(module)) for name, module in parts.items()}
     try:
         Loader.load_lora_into_unet(state, alphas, unet, adapter_name=ADAPTER, metadata=metadata)
         if any(key.startswith("text_encoder.") for key in state):
@@ -131,11 +131,14 @@ def _merge(parts: Mapping[str, Any], scale: float) -> None:
                 layer.merge()
 
 
-def unload(parts: Mapping[str, Any], marks: Mapping[str, set[str]]) -> None:
-    """Take the wrappers off and every attribute that came with them."""
+def unload(parts: Mapping[str, Any], marks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Take the wrappers off, and with them every attribute that they brought or changed since `marks`."""
     from diffusers.utils.peft_utils import recurse_remove_peft_layers
 
     for name, module in parts.items():
         recurse_remove_peft_layers(module)
-        for key in set(vars(module)) - marks[name]:
-            delattr(module, key)
+        for key, value in list(vars(module).items()):
+            if key not in marks[name]:
+                delattr(module, key)
+            elif value is not marks[name][key]:
+                vars(module)[key] = marks[name][key]

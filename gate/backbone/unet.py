@@ -105,12 +105,14 @@ class LatentUNet(Backbone):
         return {"unet": self.denoiser, "text_encoder": self.text_encoder}
 
     @contextlib.contextmanager
-    def prompts_anew(self) -> Iterator[None]:
-        held, self._prompts = self._prompts, {}
+    def prompts_anew(self, tokenizer: Any = None, text_encoder: Any = None) -> Iterator[None]:
+        held = self._prompts, self.tokenizer, self.text_encoder
+        self._prompts = {}
+        self.tokenizer, self.text_encoder = tokenizer or self.tokenizer, text_encoder or self.text_encoder
         try:
             yield
         finally:
-            self._prompts = held
+            self._prompts, self.tokenizer, self.text_encoder = held
 
     @functools.cached_property
     def layer_paths(self) -> dict[str, str]:
@@ -120,12 +122,22 @@ class LatentUNet(Backbone):
         return unet_layers(self._config)
 
     def predict(self, request: Request) -> Tensor:
+        extra: dict[str, Any] = {  # lists, and fresh ones: the UNet takes them apart
+            k: list(v) if isinstance(v, tuple) else v for k, v in request.residuals.items()
+        }
+        projection = getattr(self.denoiser, "encoder_hid_proj", None)
+        if projection is not None:  # an IP-Adapter is worn: without an image it sees zeros
+            given = request.conditioning.image_embeds
+            image = (
+                projection.blank.expand(len(request.x_t), *projection.blank.shape) if given is None else given
+            )
+            extra["added_cond_kwargs"] = {"image_embeds": [image.to(self.dtype)]}
         output = self.denoiser(
             request.x_t.to(self.dtype),
             request.t_condition.to(self.device),
             encoder_hidden_states=request.conditioning.prompt_embeds,
             return_dict=False,
-            **request.residuals,
+            **extra,
         )[0]
         assert isinstance(output, Tensor)
         return output

@@ -10,7 +10,13 @@ from gate.cli.output import DebugOption, QuietOption, flag
 
 
 def fit(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What to fit: lora, controlnet, t2i-adapter, ip-adapter, textual-inversion, cleandift.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="What to fit: lora, controlnet, t2i-adapter, ip-adapter, textual-inversion, cleandift.",
+        ),
+    ],
     images: Annotated[str | None, flag("Your images; captions as for gate screen.", "", "DIR")] = None,
     captions: Annotated[str | None, flag("captions.csv.", "NAME.txt beside each image", "FILE")] = None,
     data: Annotated[str | None, flag("A named data set instead.", "", "NAME")] = None,
@@ -25,7 +31,13 @@ def fit(
     text_rate: Annotated[
         float | None, flag("Of the text encoder; 0 leaves it alone.", "5e-5; small 5e-4", "X")
     ] = None,
-    control: Annotated[str | None, flag("What a ControlNet or T2I-Adapter is shown.", "canny", "NAME")] = None,
+    control: Annotated[
+        str | None, flag("What a ControlNet or T2I-Adapter is shown.", "canny", "NAME")
+    ] = None,
+    token: Annotated[
+        str | None, flag("The word of a textual inversion.", "the folder's name", "WORD")
+    ] = None,
+    vectors: Annotated[int | None, flag("How many vectors it has.", "4", "N")] = None,
     check_every: Annotated[int | None, flag("Steps between checkpoints.", "50", "N")] = None,
     sheet: Annotated[int | None, flag("Images on the sample sheet.", "4", "N")] = None,
     seed: Annotated[int | None, flag("The seed of everything random.", "0", "N")] = None,
@@ -45,9 +57,10 @@ def fit(
 
     with reporting(quiet=quiet) as (progress, log):
         done = run_fit(config, resume=resume, progress=progress, log=log)
-    gain = done.report["kept"]["held_out_gain"]
+    kept, measure = done.report["kept"], done.report["measure"]
+    gain = kept["held_out_gain"]
     typer.echo(
-        f"{done.path}: step {done.report['kept']['step']} of {done.report['steps']}, held-out eps error removed "
+        f"{done.path}: step {kept['step']} of {done.report['steps']}, held-out {measure} removed "
         f"{100 * gain['value']:+.2f} % [{100 * gain['low']:.2f}, {100 * gain['high']:.2f}], n = {gain['n']}\n"
         f"Screen it: gate screen --techniques '{name}[weights={done.path}],prompt+{name}[weights={done.path}]'"
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from gate.data.scenes import load_scenes
+from gate.data.styles import degraded, of_either_quality, sketched
 from gate.errors import unknown_name
 from gate.sample import SampleSet
 
@@ -37,6 +38,26 @@ DATA: dict[str, NamedData] = {
             "scenes-all",
             "New emoji scenes of all objects, trained and held out: captions, 14 classes, masks.",
             partial(load_scenes, objects="all"),
+        ),
+        NamedData(
+            "sketches-held-out",
+            "The held-out scenes as pencil sketches: a domain that the tiny backbone never saw.",
+            partial(load_scenes, objects="held-out", style=sketched),
+        ),
+        NamedData(
+            "sketches-trained",
+            "Scenes of trained objects as pencil sketches: to fit a LoRA, a ControlNet or a word to.",
+            partial(load_scenes, objects="trained", style=sketched),
+        ),
+        NamedData(
+            "degraded-held-out",
+            "The held-out scenes, blurred and noisy; their captions do not say so.",
+            partial(load_scenes, objects="held-out", style=degraded),
+        ),
+        NamedData(
+            "quality-trained",
+            "Scenes of trained objects, half of them degraded; captions end in 'high quality' or 'low quality'.",
+            partial(load_scenes, objects="trained", style=of_either_quality),
         ),
     )
 }

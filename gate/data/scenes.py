@@ -10,6 +10,7 @@ import numpy as np
 
 from gate.data.images import check_size
 from gate.data.order import interleave
+from gate.data.styles import Style, as_they_are
 from gate.errors import UsageError
 from gate.sample import Sample, SampleSet
 from gate.tiny.scenes import CLASSES, Scene, Split, render, sprites
@@ -19,11 +20,13 @@ FIRST_INDEX = (
 )
 
 
-def load_scenes(*, n: int, size: int, seed: int = 0, objects: Split = "held-out") -> SampleSet:
+def load_scenes(
+    *, n: int, size: int, seed: int = 0, objects: Split = "held-out", style: Style = as_they_are
+) -> SampleSet:
     """`n` scenes of size x size pixels with caption, label and mask, the labels as even as n allows.
 
-    objects: "held-out" (art that the tiny backbone never saw), "trained" or "all". Fewer scenes are the first
-    of more.
+    objects: "held-out" (art that the tiny backbone never saw), "trained" or "all". style: how they are drawn. Fewer
+    scenes are the first of more.
     """
     check_size(size)
     if n < 1:
@@ -45,17 +48,18 @@ def load_scenes(*, n: int, size: int, seed: int = 0, objects: Split = "held-out"
 
     chosen = islice(interleave({CLASSES[label]: of_class(label) for label in present}, seed), n)
     return SampleSet(
-        tuple(_sample(scene) for scene in chosen),
-        name="tiny-scenes",
+        tuple(_sample(scene, style) for scene in chosen),
+        name="tiny-scenes" if style is as_they_are else f"tiny-scenes, {style.__name__.replace('_', ' ')}",
         classes=CLASSES,
         mask_classes=("background", *CLASSES),
     )
 
 
-def _sample(scene: Scene) -> Sample:
+def _sample(scene: Scene, style: Style) -> Sample:
+    image, caption = style(scene.image, scene.caption, scene.index)
     return Sample(
-        scene.image,
-        caption=scene.caption,
+        image,
+        caption=caption,
         label=scene.label,
         mask=scene.mask.astype(np.int16),
         source=scene.sample_id,

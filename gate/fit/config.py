@@ -13,9 +13,10 @@ from gate.sample import MIN_SAMPLES
 class FitConfig(BaseModel):
     """Settings of one fit. None means the trainer's default for the backbone's size.
 
-    samples: images, of which the share `held_out`, at most 64, is kept apart to judge by. rate, text_rate: of the denoiser's and
-    the text encoder's adapters. alpha: the LoRA's scaling is alpha / rank. control: what a ControlNet is shown.
-    check_every: steps between two looks at the held-out images, each of which writes a checkpoint.
+    samples: images, of which the share `held_out`, at most 64, is kept apart to judge by. rate, text_rate: of the
+    denoiser's and the text encoder's adapters. alpha: the LoRA's scaling is alpha / rank. control: what a ControlNet or
+    T2I-Adapter is shown. token, vectors: the word of a textual inversion, "" for the output folder's name, and how many
+    vectors it has. check_every: steps between two looks at the held-out images, each of which writes a checkpoint.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,6 +35,8 @@ class FitConfig(BaseModel):
     rate: float | None = Field(None, gt=0)
     text_rate: float | None = Field(None, ge=0)
     control: str = "canny"
+    token: str = ""
+    vectors: int = Field(4, ge=1)
     check_every: int = Field(50, ge=1)
     sheet: int = Field(4, ge=0)
     seed: int = 0

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from gate.control import CONTROLS, as_tensor
-from gate.errors import UsageError
+from gate.control import as_tensor, drawer
 from gate.fit.trainer import Trainer, is_small, seeded
 
 if TYPE_CHECKING:
@@ -28,8 +25,7 @@ class ControlNetTrainer(Trainer):
     def __init__(self, backbone: Backbone, config: FitConfig, samples: SampleSet) -> None:
         from diffusers import ControlNetModel
 
-        if config.control not in CONTROLS:
-            raise UsageError(f"Control {config.control!r} is not known; choose {', '.join(CONTROLS)}.")
+        draw = drawer(config.control)
         self.backbone = backbone
         unet: Any = backbone.denoiser
         small = is_small(unet)
@@ -42,7 +38,7 @@ class ControlNetTrainer(Trainer):
         self.rate = config.rate or (5e-4 if small else 1e-5)
         self.steps = 1500 if small else 10_000
         self.groups = [{"params": list(self.net.parameters()), "lr": self.rate}]
-        self.images = as_tensor(config.control, [s.image for s in samples])
+        self.images = as_tensor(draw, [s.image for s in samples])
         self.unet = unet
 
     def predict(self, x_t: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:
@@ -63,10 +59,6 @@ class ControlNetTrainer(Trainer):
 
     def facts(self) -> dict[str, Any]:
         return {"rate": self.rate, "parameters": sum(p.numel() for p in self.parameters)}
-
-    @contextlib.contextmanager
-    def switched_off(self) -> Iterator[None]:
-        yield  # the backbone itself is never changed
 
     def release(self) -> None:
         del self.net

@@ -179,7 +179,7 @@ def _train(
     optimiser = torch.optim.AdamW(trainer.groups, weight_decay=1e-2)
     course = _restore(trainer, optimiser, folder, config)
     if not course.held_out:
-        course.held_out[0] = held_out_errors(trainer, backbone, material).tolist()
+        course.held_out[0] = held_out_errors(trainer.plain_loss, backbone, material).tolist()
         _keep(trainer, optimiser, course, folder)
     began, losses = time.perf_counter() - course.seconds, []
     try:
@@ -190,7 +190,7 @@ def _train(
             if course.step % config.check_every == 0 or course.step == steps:
                 course.losses[course.step] = float(np.mean(losses))
                 losses.clear()
-                errors = held_out_errors(trainer, backbone, material)
+                errors = held_out_errors(trainer.loss, backbone, material)
                 course.held_out[course.step] = errors.tolist()
                 course.seconds = time.perf_counter() - began
                 if errors.mean() <= np.mean(course.held_out[course.best]) or course.best == 0:
@@ -252,9 +252,9 @@ def _step(
 
 
 @torch.no_grad()
-def held_out_errors(trainer: Trainer, backbone: Backbone, material: Material) -> Tensor:
-    """(m,) float64: eps error of each held-out image under its fullest caption, over four noise levels and two
-    noises, the same at every step."""
+def held_out_errors(loss: Callable[..., Tensor], backbone: Backbone, material: Material) -> Tensor:
+    """(m,) float64: loss of each held-out image under its fullest caption, over four noise levels and two noises,
+    the same at every step."""
     levels = [
         round(level * len(backbone.schedule)) for level in HELD_OUT_LEVELS for _ in range(HELD_OUT_NOISES)
     ]
@@ -268,9 +268,7 @@ def held_out_errors(trainer: Trainer, backbone: Backbone, material: Material) ->
         x0 = material.x0[row].expand_as(eps)
         texts = [material.captions[row][-1]] * len(levels)
         errors.append(
-            trainer.loss(backbone.schedule.add_noise(x0, eps, t), eps, t, texts, [row] * len(levels))
-            .double()
-            .mean()
+            loss(backbone.schedule.add_noise(x0, eps, t), eps, t, texts, [row] * len(levels)).double().mean()
         )
     return torch.stack(errors).cpu()
 

@@ -40,7 +40,7 @@ class LoraTrainer(Trainer):
         self.rate = config.rate or (1e-3 if small else 1e-4)
         self.text_rate = (5e-4 if small else 5e-5) if config.text_rate is None else config.text_rate
         self.steps = 400 if small else 1500
-        self._marks = {name: set(vars(module)) for name, module in parts.items()}
+        self._marks = {name: dict(vars(module)) for name, module in parts.items()}
         with seeded(config.seed):  # peft draws A from the global state
             for module, targets in ((self.unet, UNET_TARGETS), (self.text_encoder, TEXT_TARGETS)):
                 module.add_adapter(

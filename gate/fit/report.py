@@ -46,6 +46,7 @@ def write_report(
             "samples": material.samples.fingerprint(),
         },
         "trainer": trainer.facts(),
+        "measure": trainer.measure,
         "steps": course.step,
         "kept": {"step": course.best, "file": ".", "held_out_gain": vars(kept)},
         "last": {"step": course.step, "file": OVER_FITTED, "held_out_gain": vars(last)},
@@ -56,14 +57,14 @@ def write_report(
     }
     write_json(folder / "fit.json", report)
     _draw(report, folder / "losses.png")
-    if config.sheet:
+    if config.sheet and trainer.generates:
         sheet(trainer, backbone, material, config, folder / "samples.png")
     (folder / "card.md").write_text(card(report, config, folder), encoding="utf-8")
     return report
 
 
 def _gain(course: Course, step: int, seed: int) -> Interval:
-    """Share of the plain backbone's held-out eps error that is gone, paired over the held-out images."""
+    """Share of the plain backbone's held-out loss that is gone, paired over the held-out images."""
     before, after = (np.array(course.held_out[k])[:, None] for k in (0, step))
     return paired_bca(
         lambda i: share_removed(after[i].mean(axis=-2), before[i].mean(axis=-2)), len(before), seed=seed
@@ -82,7 +83,9 @@ def _draw(report: dict[str, Any], path: Path) -> None:
         axes.plot(list(held_out), list(held_out.values()), color=BLUE, marker="o", markersize=3, label=label)
         axes.axvline(report["kept"]["step"], color=VERMILION, linewidth=1, label="kept")
         axes.set(
-            xlabel="step", ylabel="eps error (lower is better)", title=f"Fit of {report['config']['name']}"
+            xlabel="step",
+            ylabel=f"{report['measure']} (lower is better)",
+            title=f"Fit of {report['config']['name']}",
         )
         axes.legend()
         figure.savefig(path, dpi=DPI, metadata={"Software": None})
@@ -99,8 +102,7 @@ def sheet(trainer: Trainer, backbone: Backbone, material: Material, config: FitC
     noise = torch.stack([
         torch.randn(shape, generator=torch.Generator().manual_seed(config.seed + k)) for k in range(len(rows))
     ]).to(material.x0)  # fmt: skip
-    with trainer.switched_off():
-        plain = _sample(backbone, noise, texts, lambda x, t, c: _plain(backbone, x, t, c))
+    plain = _sample(backbone, noise, texts, trainer.plain)
     fitted = _sample(backbone, noise, texts, lambda x, t, c: trainer.predict(x, t, c, rows))
     images = [np.stack([material.samples[row].image for row in rows]), plain, fitted]
     canvas = Image.new("RGB", (TILE * len(rows), TILE * len(images)), "white")
@@ -108,12 +110,6 @@ def sheet(trainer: Trainer, backbone: Backbone, material: Material, config: FitC
         for x, image in enumerate(line):
             canvas.paste(Image.fromarray(image).resize((TILE, TILE)), (x * TILE, y * TILE))
     canvas.save(path, optimize=True)
-
-
-def _plain(backbone: Backbone, x: torch.Tensor, t: torch.Tensor, texts: list[str]) -> torch.Tensor:
-    embeds = backbone.encode_prompts(texts).prompt_embeds
-    prediction: torch.Tensor = backbone.denoiser(x, t.to(x.device), embeds, return_dict=False)[0]
-    return prediction
 
 
 def _sample(backbone: Backbone, x: torch.Tensor, texts: list[str], predict: Predict) -> Any:
@@ -150,7 +146,7 @@ Fitted by `gate fit {config.name} {command} --output {folder.name}` in {report["
 Data: {data["name"]}, {data["trained"]} images, {data["held_out"]} more held out. Backbone weights
 `{report["backbone"]["weights"]}`. Settings: {settings}.
 
-| weights | step | held-out eps error removed [95 %] | n |
+| weights | step | held-out {report["measure"]} removed [95 %] | n |
 |---|---|---|---|
 | kept: the least held-out error | {kept["step"]} | {_percent(kept["held_out_gain"])} | {data["held_out"]} |
 | `{OVER_FITTED}/`: the last step | {last["step"]} | {_percent(last["held_out_gain"])} | {data["held_out"]} |
@@ -159,7 +155,7 @@ Data: {data["name"]}, {data["trained"]} images, {data["held_out"]} more held out
 
 ![losses](losses.png)
 
-{"![held-out images, the plain backbone, the fitted one](samples.png)" if config.sheet else ""}
+{"![held-out images, the plain backbone, the fitted one](samples.png)" if (folder / "samples.png").exists() else ""}
 """
 
 

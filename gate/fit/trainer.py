@@ -6,8 +6,9 @@ import abc
 import contextlib
 import importlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gate.errors import unknown_name
 
@@ -59,8 +60,12 @@ def seeded(seed: int) -> Iterator[None]:
 class Trainer(abc.ABC):
     """Attached on construction; `release` gives the backbone back as it was.
 
-    groups: parameters with their rates, as an optimiser takes them. steps: default length.
+    groups: parameters with their rates, as an optimiser takes them. steps: default length. measure: what the loss is,
+    for the report. generates: whether what is fitted paints images, for a sheet of samples.
     """
+
+    measure: ClassVar[str] = "eps error"
+    generates: ClassVar[bool] = True
 
     backbone: Backbone
     groups: list[dict[str, Any]]
@@ -68,9 +73,7 @@ class Trainer(abc.ABC):
 
     def loss(self, x_t: Tensor, eps: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:
         """(b,) float32, the mean squared eps error of each row. x_t, eps: (b, c, h, w)."""
-        prediction = self.predict(x_t, t, texts, rows)
-        eps_hat = self.backbone.schedule.eps_from(prediction, x_t, t)
-        return (eps_hat.float() - eps.float()).square().mean(dim=(1, 2, 3))
+        return self._error(self.predict(x_t, t, texts, rows), x_t, eps, t)
 
     @abc.abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:
@@ -85,9 +88,24 @@ class Trainer(abc.ABC):
     def facts(self) -> dict[str, Any]:
         """The settings that were used, defaults filled in."""
 
-    @abc.abstractmethod
-    def switched_off(self) -> Any:
-        """A context in which the backbone is the plain one."""
+    def switched_off(self) -> AbstractContextManager[None]:
+        """A context in which the backbone is the plain one; here for trainers that never change it."""
+        return contextlib.nullcontext()
+
+    def plain(self, x_t: Tensor, t: Tensor, texts: list[str]) -> Tensor:
+        """The prediction of the backbone alone, (b, c, h, w)."""
+        embeds = self.backbone.encode_prompts(texts).prompt_embeds
+        with self.switched_off():
+            prediction: Tensor = self.backbone.denoiser(x_t, t.to(x_t.device), embeds, return_dict=False)[0]
+        return prediction
+
+    def plain_loss(self, x_t: Tensor, eps: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:
+        """(b,) float32: what the loss would be without the fit. What the gain is measured against."""
+        return self._error(self.plain(x_t, t, texts), x_t, eps, t)
+
+    def _error(self, prediction: Tensor, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        eps_hat = self.backbone.schedule.eps_from(prediction, x_t, t)
+        return (eps_hat.float() - eps.float()).square().mean(dim=(1, 2, 3))
 
     @abc.abstractmethod
     def release(self) -> None:

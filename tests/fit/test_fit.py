@@ -119,11 +119,49 @@ def test_wrong_settings_are_one_sentence(changes: dict[str, Any], text: str, tmp
         fit(make_fit_config({**SMALL, "output": str(tmp_path / "x"), **changes}))
 
 
-def test_a_controlnet_is_fitted_and_screened_as_a_technique(tmp_path: Path, tiny: Any, scenes: Any) -> None:
-    path = fitted(tmp_path / "net", name="controlnet", steps=2)
+@pytest.mark.parametrize(
+    "name", ["controlnet", "t2i-adapter", "ip-adapter", "textual-inversion", "cleandift"]
+)
+def test_the_others_are_fitted_and_screened_as_techniques(
+    name: str, tmp_path: Path, tiny: Any, scenes: Any
+) -> None:
+    from gate.snapshot import Snapshot
+
+    before = Snapshot.of(tiny)
+    path = fitted(tmp_path / "net", name=name, steps=2)
     report = json.loads((path / "fit.json").read_text())
     assert set(report["held_out"]) == {"0", "2"}
-    technique = create_technique(f"controlnet[weights={path}]")
+    assert (path / "samples.png").exists() == (name != "cleandift")
+    technique = create_technique(f"{name}[weights={path}]")
     technique.check(tiny, scenes)
     changed, plain = (tiny.extract(scenes[:1].samples, technique=t) for t in (technique, ""))
     assert any(not torch.equal(changed[k], plain[k]) for k in plain)
+    assert not before.differences(Snapshot.of(tiny))
+
+
+def test_a_gain_is_measured_against_the_plain_backbone(tmp_path: Path) -> None:
+    """A T2I-Adapter and an IP-Adapter change the prediction from their first step on; step 0 is without them."""
+    zero = [
+        json.loads((fitted(tmp_path / name, name=name, steps=1, sheet=0) / "fit.json").read_text())[
+            "held_out"
+        ]["0"]
+        for name in ("lora", "controlnet", "t2i-adapter", "ip-adapter", "textual-inversion")
+    ]
+    np.testing.assert_allclose(zero, zero[0], rtol=1e-5)
+
+
+def test_cleandifts_adapters_start_as_the_identity(tiny: Any, scenes: Any) -> None:
+    from gate.fit.cleandift import Adapter, CleanDiftTrainer
+
+    feature = torch.randn(2, 8, 4, 4)
+    assert torch.equal(Adapter(8)(feature, torch.tensor([0.1, 0.9])), feature)
+    trainer = CleanDiftTrainer(tiny, make_fit_config({**SMALL, "name": "cleandift", "output": "x"}), scenes)
+    batch = tiny.batch(scenes[:2].samples)
+    request = batch.request(300, 0)
+    asked = (request.x_t, request.eps, request.t, ["", "a bird"], [0, 1])
+    with torch.no_grad():
+        torch.testing.assert_close(trainer.loss(*asked), trainer.plain_loss(*asked))
+        same = trainer.plain_loss(
+            batch.x0, torch.zeros_like(batch.x0), torch.zeros(2, dtype=torch.long), ["", ""], [0, 1]
+        )
+    assert bool((same < 1e-4).all())  # at t = 0 teacher and student see nearly the same

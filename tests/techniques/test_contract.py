@@ -13,7 +13,21 @@ from gate.sample import SampleSet
 from gate.technique import Technique
 from gate.testing import check_technique
 
-WITH_WEIGHTS = ("controlnet", "lora")  # checked in tests of their own, on weights that these make
+WITH_WEIGHTS = tuple(  # checked on tiny with what ships beside it, and in tests of their own
+    name
+    for name in everything()
+    if {
+        "controlnet",
+        "lora",
+        "lora-over-fitted",
+        "ip-adapter",
+        "t2i-adapter",
+        "textual-inversion",
+        "cleandift",
+        "caption",
+    }
+    & set(name.split("+"))
+)
 QUICK = {  # the same code in fewer calls
     "prompt-search": "prompt-search[candidates=('a bird','a tool','a fruit'),stages=((1,2),(2,1))]",
     "noise-ensemble": "noise-ensemble[members=3]",
@@ -37,12 +51,18 @@ def test_keeps_the_contract(name: str, backbone: Backbone, samples: SampleSet) -
     assert len(report.findings) == 12
 
 
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
+def test_keeps_the_contract_with_the_weights_that_ship(name: str, tiny: Backbone, scenes: SampleSet) -> None:
+    report = check_technique(name, tiny, scenes[:3])
+    assert report.ok, str(report)
+
+
 def test_all_of_this_project_are_listed_and_load() -> None:
     ours = [p for p in plugins("technique").values() if p.target.startswith("gate.techniques.")]
     assert {p.name for p in ours} == {
         "prompt", "generic-prompt", "shuffled-prompt", "guidance", "freeu", "ddim-inversion",
         "noise-ensemble", "timestep-ensemble", "shared-timestep", "prompt-search",
-        "lora", "controlnet",
+        "lora", "controlnet", "t2i-adapter", "ip-adapter", "textual-inversion", "cleandift", "caption",
     }  # fmt: skip
     assert not [p.error for p in ours if p.error]
 

@@ -97,8 +97,9 @@ def test_the_contract_holds(tiny: Backbone, scenes: SampleSet, tmp_path: Path) -
 
 
 def test_missing_and_wrong_weights_are_one_sentence(
-    tiny: Backbone, scenes: SampleSet, tmp_path: Path
+    tiny: Backbone, scenes: SampleSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tiny, "name", "another")
     with pytest.raises(UnsuitableError) as none:
         create_technique("lora").check(tiny, scenes)
     assert "gate fit lora" in none.value.fix
