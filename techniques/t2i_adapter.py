@@ -30,7 +30,7 @@ RESIDUALS = "down_intrablock_additional_residuals"
 class T2iAdapter(Technique):
     """T2I-Adapter (Mou et al. 2023, Eq. 3): features of the control image, added once to every down block.
 
-    It sees neither the noise nor the prompt, so it runs once per image. control: what is drawn from the input: canny,
+    It sees neither the noise nor the prompt, so it runs once per image. controls: what is drawn from the input: canny,
     soft-edges, tile, depth. weights: a folder or hub id; "" is the backbone's own: the embedded companion of tiny,
     the public ones of Stable Diffusion. scale: 0 is vanilla.
     """
@@ -41,7 +41,7 @@ class T2iAdapter(Technique):
     leak = "the control image is made from the input's own pixels"
     neutral: ClassVar = {"scale": 0.0}
 
-    control: str = "canny"
+    controls: str = "canny"
     weights: str = ""
     scale: float = 1.0
     _net: Any = field(default=None, init=False, repr=False)
@@ -49,8 +49,8 @@ class T2iAdapter(Technique):
     _last: tuple[Batch, list[Tensor]] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.control not in NAMES:
-            raise ValueError(f"control must be one of {', '.join(NAMES)}; got {self.control!r}.")
+        if self.controls not in NAMES:
+            raise ValueError(f"controls must be one of {', '.join(NAMES)}; got {self.controls!r}.")
 
     def check(self, backbone: Backbone, samples: SampleSet) -> None:
         super().check(backbone, samples)
@@ -61,8 +61,8 @@ class T2iAdapter(Technique):
 
     def fit(self, backbone: Backbone, samples: SampleSet) -> None:
         if self._net is None and self.scale:
-            self._net = load_adapter(backbone, self.weights or default_weights(backbone, self.control))
-            self._images.prepare(self.control)
+            self._net = load_adapter(backbone, self.weights or default_weights(backbone, self.controls))
+            self._images.prepare(self.controls)
 
     def denoise(self, request: Request, call_next: CallNext) -> Response:
         if not self.scale:
@@ -76,7 +76,7 @@ class T2iAdapter(Technique):
         """Of the batch's control images, one per down block; kept while the batch stays the same."""
         if self._last is None or self._last[0] is not batch:
             self.fit(batch.backbone, ())  # type: ignore[arg-type]
-            images = self._images.of(self.control, batch)[:, : self._net.config.in_channels]
+            images = self._images.of(self.controls, batch)[:, : self._net.config.in_channels]
             self._last = (batch, [self.scale * feature for feature in self._net(images)])
         return self._last[1]
 
@@ -102,7 +102,8 @@ def load_adapter(backbone: Backbone, source: str) -> Any:
     from diffusers import T2IAdapter
 
     net = load_network(T2IAdapter, source, "T2I-Adapter", backbone)
-    expected, found = list(backbone.denoiser.config.block_out_channels), list(net.config.channels)
+    shape: Any = backbone.denoiser.config
+    expected, found = list(shape.block_out_channels), list(net.config.channels)
     if expected != found:
         raise ConfigurationError(
             f"The T2I-Adapter {source} is for blocks of {found} channels, {backbone.name} has {expected}."

@@ -52,7 +52,7 @@ def tailor(unet: Any, state: State, scale: float, blank: Tensor) -> Wear:
     """
     own = Wear.of(unet)
     try:
-        unet._load_ip_adapter_weights([state])
+        unet._load_ip_adapter_weights([state], low_cpu_mem_usage=False)
         made = Wear.of(unet)
     finally:
         own.put_on(unet)

@@ -32,7 +32,7 @@ def add_words(tokenizer: Any, encoder: Any, words: Mapping[str, Tensor]) -> dict
     """Teach them to a tokenizer and a text encoder, in place; {token: how a prompt spells it}."""
     from diffusers.loaders import TextualInversionLoaderMixin
 
-    class Host(TextualInversionLoaderMixin):
+    class Host(TextualInversionLoaderMixin):  # type: ignore[misc]
         """What diffusers' loader wants of a pipeline."""
 
         hf_device_map = None

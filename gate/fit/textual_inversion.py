@@ -27,8 +27,9 @@ class TextualInversionTrainer(Trainer):
     def __init__(self, backbone: Backbone, config: FitConfig, samples: SampleSet) -> None:
         self.backbone = backbone
         self.tokenizer = copy.deepcopy(backbone.tokenizer)
-        self.encoder: Any = copy.deepcopy(backbone.components["text_encoder"])
-        table: Tensor = self.encoder.get_input_embeddings().weight.detach()
+        encoder: Any = copy.deepcopy(backbone.components["text_encoder"])
+        self.encoder = encoder
+        table: Tensor = encoder.get_input_embeddings().weight.detach()
         self.token = config.token or f"<{Path(config.output).name}>"
         if self.token in self.tokenizer.get_vocab():
             raise UsageError(f"{self.token!r} is a word of {backbone.name} already; choose another --token.")
@@ -39,7 +40,7 @@ class TextualInversionTrainer(Trainer):
         [self.spelled] = add_words(self.tokenizer, self.encoder, {self.token: first}).values()
         self.vectors = nn.Parameter(first.clone())
         self.known = len(backbone.tokenizer)
-        self.encoder.get_input_embeddings().register_forward_hook(self._insert)
+        encoder.get_input_embeddings().register_forward_hook(self._insert)
         small = is_small(backbone.denoiser)
         self.rate = config.rate or (1e-2 if small else 5e-3)
         self.steps = 600 if small else 5000

@@ -1,6 +1,6 @@
 """The recipe of the tiny pipeline as commands; see card.md for the ones that made the shipped weights.
 
-python -m gate.tiny train-vae | cache-latents | train | export | evaluate | sample    [--run FOLDER] ...
+python -m gate.tiny train-vae | cache-latents | train | export | evaluate | sample | adopt | companions    [--run FOLDER] ...
 """
 
 from __future__ import annotations
@@ -40,6 +40,13 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--to", type=Path, default=Path(__file__).parent)
         if name == "evaluate":
             command.add_argument("--quick", action="store_true", help="a quarter of the scenes")
+    adopt = commands.add_parser(
+        "adopt", help="take over a folder of gate fit as a companion, in half precision"
+    )
+    adopt.add_argument("fit", type=Path)
+    adopt.add_argument("--over-fitted", action="store_true", help="its last step's weights too")
+    companions = commands.add_parser("companions", help="measure the companions and enter them in the card")
+    companions.add_argument("--to", type=Path, default=Path(__file__).parent)
     losses = commands.add_parser("losses", help="draw the loss curves of a run")
     losses.add_argument("--to", type=Path, default=Path(__file__).parent)
     return top
@@ -131,6 +138,19 @@ def _sample(options: argparse.Namespace) -> None:
     sample_sheet(options.weights, options.to / "figures" / "samples.png")
 
 
+def _adopt(options: argparse.Namespace) -> None:
+    from gate.tiny.shipped import adopt
+
+    print(adopt(options.fit, WEIGHTS, over_fitted=options.over_fitted), file=sys.stderr)
+
+
+def _companions(options: argparse.Namespace) -> None:
+    from gate.tiny.shipped import measure
+
+    for name, figure in measure(WEIGHTS, options.to).items():
+        print(f"{name}  {figure.value:+.3f} [{figure.low:.3f}, {figure.high:.3f}], n = {figure.n}")
+
+
 def _losses(options: argparse.Namespace) -> None:
     from gate.tiny.figures import loss_curves
 
@@ -145,6 +165,8 @@ COMMANDS = {
     "evaluate": _evaluate,
     "sample": _sample,
     "losses": _losses,
+    "adopt": _adopt,
+    "companions": _companions,
 }
 
 if __name__ == "__main__":

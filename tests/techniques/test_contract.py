@@ -86,6 +86,8 @@ def test_controls_leaks_and_needs_are_facts() -> None:
     assert create_technique("guidance-cfg").needs == {"captions"}
     assert create_technique("guidance-pag").needs == frozenset()
     assert create_technique("prompt+guidance-cfg").control
+    controls = [name for name in everything() if create_technique(name).control is not False]
+    assert all("guidance-cfg" in name or "shuffled-prompt" in name for name in controls), controls
 
 
 def test_importing_techniques_imports_neither_torch_nor_diffusers() -> None:

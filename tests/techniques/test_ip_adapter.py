@@ -42,14 +42,17 @@ def plain_projection(width: int, g: torch.Generator) -> dict[str, torch.Tensor]:
 
 
 def plus_projection(width: int, g: torch.Generator) -> dict[str, torch.Tensor]:
-    """A resampler of one layer, 64 wide (one head), 16 image tokens."""
+    """A resampler of four layers, 64 wide (one head), 16 image tokens."""
+    layer = {
+        "0.norm1.weight": (64,), "0.norm1.bias": (64,), "0.norm2.weight": (64,), "0.norm2.bias": (64,),
+        "0.to_q.weight": (64, 64), "0.to_kv.weight": (128, 64), "0.to_out.weight": (64, 64),
+        "1.0.weight": (64,), "1.0.bias": (64,), "1.1.weight": (256, 64), "1.3.weight": (64, 256),
+    }  # fmt: skip
     shapes = {
         "latents": (1, 16, 64), "proj_in.weight": (64, HIDDEN), "proj_in.bias": (64,),
-        "proj_out.weight": (width, 64), "proj_out.bias": (width,), "norm_out.weight": (width,), "norm_out.bias": (width,),
-        "layers.0.0.norm1.weight": (64,), "layers.0.0.norm1.bias": (64,), "layers.0.0.norm2.weight": (64,),
-        "layers.0.0.norm2.bias": (64,), "layers.0.0.to_q.weight": (64, 64), "layers.0.0.to_kv.weight": (128, 64),
-        "layers.0.0.to_out.weight": (64, 64), "layers.0.1.0.weight": (64,), "layers.0.1.0.bias": (64,),
-        "layers.0.1.1.weight": (256, 64), "layers.0.1.3.weight": (64, 256),
+        "proj_out.weight": (width, 64), "proj_out.bias": (width,),
+        "norm_out.weight": (width,), "norm_out.bias": (width,),
+        **{f"layers.{i}.{key}": shape for i in range(4) for key, shape in layer.items()},
     }  # fmt: skip
     return {f"image_proj.{k}": 0.1 * torch.randn(v, generator=g) for k, v in shapes.items()}
 

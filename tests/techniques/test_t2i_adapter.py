@@ -67,7 +67,7 @@ def test_it_is_diffusers_own_call(net: str, batch: Batch) -> None:
 
 
 def test_the_control_matters_and_two_adapters_add_up(net: str, batch: Batch) -> None:
-    canny, tile = (prediction("t2i-adapter", batch, weights=net, control=c) for c in ("canny", "tile"))
+    canny, tile = (prediction("t2i-adapter", batch, weights=net, controls=c) for c in ("canny", "tile"))
     assert not torch.allclose(canny, tile)
     first = create_technique("t2i-adapter", weights=net, scale=0.5)
     request = batch.request(300, 0)
@@ -95,5 +95,5 @@ def test_missing_foreign_and_unknown(tiny: Backbone, scenes: SampleSet, tmp_path
     T2IAdapter(channels=[8, 8], downscale_factor=4).save_pretrained(tmp_path)
     with pytest.raises(ConfigurationError, match=r"\[8, 8\] channels"):
         create_technique("t2i-adapter", weights=str(tmp_path)).check(tiny, scenes)
-    with pytest.raises(UsageError, match="control must be one of"):
-        create_technique("t2i-adapter", control="cany")
+    with pytest.raises(UsageError, match="controls must be one of"):
+        create_technique("t2i-adapter", controls="cany")

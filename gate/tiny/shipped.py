@@ -1,0 +1,136 @@
+"""The companions that ship beside the tiny pipeline: taken over from fits, measured, and entered in the card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gate.companions import FOLDER
+from gate.errors import UsageError
+from gate.statistics import Interval, paired_bca, share_removed
+
+TABLE_START, TABLE_END = "<!-- companions -->", "<!-- end of companions -->"
+KEPT = ("*.safetensors", "config.json", "fit.json", "image_encoder/*")
+SAMPLES, TIMESTEP, SEEDS = 200, 300, 2
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured of a companion: the technique that uses it, and the data set it is for."""
+
+    technique: str
+    data: str
+
+
+MEASURED = {
+    "controlnet-canny": Measured("controlnet", "scenes-held-out"),
+    "t2i-adapter-canny": Measured("t2i-adapter", "scenes-held-out"),
+    "ip-adapter": Measured("ip-adapter", "scenes-held-out"),
+    "lora-sketches": Measured("lora", "sketches-held-out"),
+    "lora-sketches/over-fitted": Measured("lora-over-fitted", "sketches-held-out"),
+    "textual-inversion-sketches": Measured("textual-inversion", "sketches-held-out"),
+}
+
+
+def adopt(fit: Path, weights: Path, *, over_fitted: bool = False) -> Path:
+    """Copy what a technique needs of a folder of `gate fit`, in half precision; the folder's name stays.
+
+    over_fitted: the last step's weights too.
+    """
+    from safetensors.torch import load_file, save_file
+
+    if not (fit / "card.md").is_file():
+        raise UsageError(f"{fit} is not a finished fit.")
+    target = weights.parent / FOLDER / fit.name
+    shutil.rmtree(target, ignore_errors=True)
+    wanted = [file for pattern in KEPT for file in fit.glob(pattern)]
+    if over_fitted:
+        wanted += fit.glob("over-fitted/*.safetensors")
+    for file in wanted:
+        copy = target / file.relative_to(fit)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".safetensors":
+            state = {k: v.half() if v.is_floating_point() else v for k, v in load_file(file).items()}
+            save_file(state, copy, metadata={"format": "pt"})
+        else:
+            shutil.copyfile(file, copy)
+    return target
+
+
+@torch.inference_mode()
+def x0_error_removed(technique_name: str, data: str, n: int = SAMPLES) -> Interval:
+    """Share of vanilla's squared x0_hat error that is gone at t = 300, neutral prompt, two noises each; paired."""
+    from gate.backbone import load_backbone
+    from gate.data import load_data
+    from gate.registry import create_technique
+    from gate.technique import Technique, run
+
+    backbone = load_backbone("tiny", device="cpu")
+    samples = load_data(data, n=n, size=backbone.image_size, seed=1)
+    errors = []
+    for technique in (create_technique(technique_name), Technique()):
+        technique.fit(backbone, samples)
+        found = np.zeros((n, SEEDS))
+        with technique.attach(backbone):
+            for i in range(0, n, 25):
+                batch = backbone.batch(samples[i : i + 25].samples, everyone=samples)
+                given = technique.condition(batch.neutral, batch)
+                for seed in range(SEEDS):
+                    x0 = run(technique, batch.request(TIMESTEP, seed, given), ()).x0
+                    found[i : i + 25, seed] = (x0 - batch.x0).square().mean(dim=(1, 2, 3)).numpy()
+        errors.append(found.mean(axis=1)[:, None])
+    ours, vanilla = errors
+    return paired_bca(lambda i: share_removed(ours[i].mean(axis=-2), vanilla[i].mean(axis=-2)), n, seed=0)
+
+
+def measure(weights: Path, to: Path) -> dict[str, Interval]:
+    """Measure every companion that is there; writes `to`/companions.json and the table in `to`/card.md."""
+    folder = weights.parent / FOLDER
+    figures = {
+        name: x0_error_removed(what.technique, what.data)
+        for name, what in MEASURED.items()
+        if (folder / name).is_dir()
+    }
+    clean = json.loads((folder / "cleandift" / "fit.json").read_text(encoding="utf-8"))
+    gain = clean["kept"]["held_out_gain"]
+    report = {
+        "schema_version": 1,
+        "timestep": TIMESTEP,
+        "seeds": SEEDS,
+        "x0_error_removed": {name: asdict(figure) for name, figure in figures.items()},
+        "misalignment_removed": {"cleandift": gain},
+        "bytes": {path.name: size(path) for path in sorted(folder.iterdir()) if path.is_dir()},
+    }
+    (to / "companions.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    rows = [
+        "| companion | of vanilla's x0_hat error at t = 300, gone [95 %] | n | on | MB |",
+        "|---|---|---|---|---|",
+    ]
+    for name, figure in figures.items():
+        rows.append(
+            f"| `{name}` | {_percent(figure)} | {figure.n} | `{MEASURED[name].data}` | "
+            f"{size(folder / name) / 1e6:.1f} |"
+        )
+    rows.append(
+        f"| `cleandift` | (of the misalignment with noisy features:) {_percent(Interval(**gain))} | {gain['n']} | "
+        f"`{clean['data']['name']}` | {size(folder / 'cleandift') / 1e6:.1f} |"
+    )
+    card = to / "card.md"
+    head, _, rest = card.read_text(encoding="utf-8").partition(TABLE_START)
+    tail = rest.partition(TABLE_END)[2]
+    card.write_text("\n".join([head + TABLE_START, "", *rows, "", TABLE_END]) + tail, encoding="utf-8")
+    return figures
+
+
+def size(folder: Path) -> int:
+    """Bytes of its weights."""
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+
+
+def _percent(value: Interval) -> str:
+    return f"{100 * value.value:+.1f} % [{100 * value.low:.1f}, {100 * value.high:.1f}]"
