@@ -1,6 +1,7 @@
 """The recipe of the tiny pipeline as commands; see card.md for the ones that made the shipped weights.
 
-python -m gate.tiny train-vae | cache-latents | train | export | evaluate | sample | adopt | companions    [--run FOLDER] ...
+python -m gate.tiny train-vae | cache-latents | train | export | evaluate | sample | adopt | companions
+      [--run FOLDER] ...
 """
 
 from __future__ import annotations

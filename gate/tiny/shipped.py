@@ -42,7 +42,8 @@ def adopt(fit: Path, weights: Path, *, over_fitted: bool = False) -> Path:
 
     over_fitted: the last step's weights too.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors import safe_open
+    from safetensors.torch import save_file
 
     if not (fit / "card.md").is_file():
         raise UsageError(f"{fit} is not a finished fit.")
@@ -55,8 +56,10 @@ def adopt(fit: Path, weights: Path, *, over_fitted: bool = False) -> Path:
         copy = target / file.relative_to(fit)
         copy.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".safetensors":
-            state = {k: v.half() if v.is_floating_point() else v for k, v in load_file(file).items()}
-            save_file(state, copy, metadata={"format": "pt"})
+            with safe_open(file, "pt") as stored:
+                held = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - no mapping
+                notes = stored.metadata()
+            save_file({k: v.half() if v.is_floating_point() else v for k, v in held.items()}, copy, notes)
         else:
             shutil.copyfile(file, copy)
     return target
