@@ -176,7 +176,7 @@ def _train(
     progress: Progress,
     log: Log,
 ) -> Course:
-    optimiser = torch.optim.AdamW(trainer.groups, weight_decay=1e-2)
+    optimiser = torch.optim.AdamW(trainer.groups, weight_decay=1e-2, eps=trainer.damping)
     course = _restore(trainer, optimiser, folder, config)
     if not course.held_out:
         course.held_out[0] = held_out_errors(trainer.plain_loss, backbone, material).tolist()
