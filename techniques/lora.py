@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from gate.backbone import Backbone
     from gate.sample import SampleSet
 
+SHIPPED = ("lora-sketches", "lora-quality")  # beside tiny
+OVER_FITTED = "over-fitted"  # the folder of the last step's weights in a fit
+
 
 @dataclass(kw_only=True)
 class Lora(Technique):
@@ -23,7 +26,7 @@ class Lora(Technique):
 
     W + scale alpha / rank B A, merged once and swapped in: it costs nothing per call, and detaching brings the very
     same tensors back. weights: a safetensors file, a folder of `gate fit lora`, or a hub id, in any layout that
-    diffusers reads; "" is, on tiny, the companion that was fitted to sketches. weight_name: the file in a folder or
+    diffusers reads; on tiny also the name of a companion, lora-sketches ("") or lora-quality. weight_name: the file in a folder or
     repository. scale: 0 is vanilla, 1 as trained. over_fitted: take the last step of `gate fit lora`, where the
     held-out error had risen again (the paper's second LoRA), not the best one.
     """
@@ -70,11 +73,11 @@ class Lora(Technique):
         return self._merged
 
     def _source(self, backbone: Backbone) -> str:
-        from gate.fit.loop import OVER_FITTED
-
-        folder = self.weights or companion(
-            backbone,
-            "lora-sketches",
-            fit="gate fit lora --data sketches-trained --output LORA, then screen 'lora[weights=LORA]'.",
-        )
+        folder = self.weights
+        if not folder or (backbone.name == "tiny" and folder in SHIPPED):
+            folder = companion(
+                backbone,
+                folder or SHIPPED[0],
+                fit="gate fit lora --data sketches-trained --output LORA, then screen 'lora[weights=LORA]'.",
+            )
         return f"{folder}/{OVER_FITTED}" if self.over_fitted else folder

@@ -20,6 +20,7 @@ from gate.fit.config import FitConfig
 from gate.fit.trainer import Trainer, create_trainer
 from gate.run import write_json
 from gate.schedule import sample_noise
+from gate.techniques.lora import OVER_FITTED
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone
@@ -31,7 +32,6 @@ HELD_OUT_LEVELS = (0.1, 0.3, 0.5, 0.7)  # of the schedule, where the held-out er
 HELD_OUT_NOISES = 2
 MOST_HELD_OUT = 64  # images; more would take longer to judge by than to learn from
 CHECKPOINT = "checkpoint.pt"
-OVER_FITTED = "over-fitted"
 
 
 class FitInterrupted(KeyboardInterrupt):
@@ -176,7 +176,7 @@ def _train(
     progress: Progress,
     log: Log,
 ) -> Course:
-    optimiser = torch.optim.AdamW(trainer.groups, weight_decay=1e-2, eps=trainer.damping)
+    optimiser = torch.optim.AdamW(trainer.groups, weight_decay=1e-2)
     course = _restore(trainer, optimiser, folder, config)
     if not course.held_out:
         course.held_out[0] = held_out_errors(trainer.plain_loss, backbone, material).tolist()

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from gate import __version__
-from gate.fit.loop import OVER_FITTED
 from gate.run import write_json
 from gate.statistics import Interval, paired_bca, share_removed
+from gate.techniques.lora import OVER_FITTED
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone

@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from gate.sample import SampleSet
 
 SMALL = 50e6  # parameters
-# Adam's eps. Its steps are as long where a gradient is nothing but noise as where it is not; in small denoisers, whose
-# coarsest levels nothing listens to, such parameters wander off. Measured on tiny's ControlNet: rms 1e-4 to 5e-4 where
-# it matters, 2e-8 to 5e-7 in the two coarsest levels, which add nothing to the prediction and spoilt the features.
-DAMPING, SMALL_DAMPING = 1e-8, 1e-5
 _HOMES = {
     "cleandift": "gate.fit.cleandift:CleanDiftTrainer",
     "controlnet": "gate.fit.controlnet:ControlNetTrainer",
@@ -114,11 +110,6 @@ class Trainer(abc.ABC):
     @abc.abstractmethod
     def release(self) -> None:
         """Take everything off the backbone."""
-
-    @property
-    def damping(self) -> float:
-        """Adam's eps."""
-        return SMALL_DAMPING if is_small(self.backbone.denoiser) else DAMPING
 
     @property
     def parameters(self) -> list[nn.Parameter]:

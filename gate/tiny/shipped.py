@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,8 +39,23 @@ MEASURED = {
 }
 
 
+# Nothing listens to tiny's 4x4 and 2x2 levels (see `quieten_idle_layers`): what a fit adds there changes no prediction.
+# But Adam's steps are as long where a gradient is pure noise, so parameters there wander, and spoil the features.
+IDLE = {
+    "controlnet": r"controlnet_down_blocks\.([6-9]|1[01])\.|controlnet_mid_block\.",
+    "t2i-adapter": r"adapter\.body\.[23]\.(in_conv|resnets\.\d\.block2)\.",
+    "lora": r"unet\.(down_blocks\.[23]|mid_block|up_blocks\.[01])\..*\.lora_B\.",
+}
+
+
+def silenced(kind: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of a fit with what it adds to idle levels set to zero."""
+    pattern = re.compile(IDLE[kind]) if kind in IDLE else None
+    return {k: v * 0 if pattern and pattern.match(k) else v for k, v in state.items()}
+
+
 def adopt(fit: Path, weights: Path, *, over_fitted: bool = False) -> Path:
-    """Copy what a technique needs of a folder of `gate fit`, in half precision; the folder's name stays.
+    """Copy what a technique needs of a folder of `gate fit`, in half precision, idle levels silenced; its name stays.
 
     over_fitted: the last step's weights too.
     """
@@ -47,6 +64,7 @@ def adopt(fit: Path, weights: Path, *, over_fitted: bool = False) -> Path:
 
     if not (fit / "card.md").is_file():
         raise UsageError(f"{fit} is not a finished fit.")
+    kind = json.loads((fit / "fit.json").read_text(encoding="utf-8"))["config"]["name"]
     target = weights.parent / FOLDER / fit.name
     shutil.rmtree(target, ignore_errors=True)
     wanted = [file for pattern in KEPT for file in fit.glob(pattern)]
@@ -59,6 +77,7 @@ def adopt(fit: Path, weights: Path, *, over_fitted: bool = False) -> Path:
             with safe_open(file, "pt") as stored:
                 held = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - no mapping
                 notes = stored.metadata()
+            held = silenced(kind, held)
             save_file({k: v.half() if v.is_floating_point() else v for k, v in held.items()}, copy, notes)
         else:
             shutil.copyfile(file, copy)

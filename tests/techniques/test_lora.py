@@ -89,6 +89,28 @@ def test_diffusers_layout_changes_the_text_encoder_and_its_prompts_for_a_while(
     assert torch.equal(tiny.encode_prompts(["a bird"]).prompt_embeds, usual)
 
 
+def test_kohyas_layout_reaches_the_text_encoder(tiny: Backbone, tmp_path: Path) -> None:
+    """`lora_te_text_model_encoder_...`, whatever transformers calls the module today."""
+    g = torch.Generator().manual_seed(2)
+    modules = dict(tiny.components["text_encoder"].named_modules())
+    state, weights = {}, {}
+    for layer in ("self_attn.q_proj", "self_attn.out_proj", "mlp.fc1"):
+        name = next(n for n in modules if n.endswith(f"layers.0.{layer}"))
+        out, inner = modules[name].weight.shape  # type: ignore[misc, union-attr]
+        a, b = torch.randn(RANK, inner, generator=g), torch.randn(out, RANK, generator=g)
+        head = f"lora_te_text_model_encoder_layers_0_{layer.replace('.', '_')}"
+        state |= {
+            f"{head}.lora_down.weight": a,
+            f"{head}.lora_up.weight": b,
+            f"{head}.alpha": torch.tensor(ALPHA),
+        }
+        weights[name] = modules[name].weight.detach() + ALPHA / RANK * b @ a  # type: ignore[operator]
+    save_file(state, tmp_path / "words.safetensors")
+    with create_technique("lora", weights=str(tmp_path / "words.safetensors")).attach(tiny):
+        for name, expected in weights.items():
+            torch.testing.assert_close(modules[name].weight.data, expected, rtol=1e-4, atol=1e-4)  # type: ignore[union-attr]
+
+
 def test_the_contract_holds(tiny: Backbone, scenes: SampleSet, tmp_path: Path) -> None:
     file = tmp_path / "style.safetensors"
     kohya_layout(tiny, file)
