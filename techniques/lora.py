@@ -26,9 +26,9 @@ class Lora(Technique):
 
     W + scale alpha / rank B A, merged once and swapped in: it costs nothing per call, and detaching brings the very
     same tensors back. weights: a safetensors file, a folder of `gate fit lora`, or a hub id, in any layout that
-    diffusers reads; on tiny also the name of a companion, lora-sketches ("") or lora-quality. weight_name: the file in a folder or
-    repository. scale: 0 is vanilla, 1 as trained. over_fitted: take the last step of `gate fit lora`, where the
-    held-out error had risen again (the paper's second LoRA), not the best one.
+    diffusers reads; on tiny also the name of a companion, lora-sketches ("") or lora-quality. weight_name: the file in
+    a folder or repository. scale: 0 is vanilla, 1 as trained. over_fitted: take the last step of `gate fit lora`, where
+    the held-out error had risen again (the paper's second LoRA), not the best one.
     """
 
     name = "lora"

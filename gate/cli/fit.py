@@ -25,11 +25,11 @@ def fit(
     samples: Annotated[int | None, flag("Images, a fifth of them held out.", "30", "N")] = None,
     steps: Annotated[int | None, flag("Steps.", "by the backbone's size", "N")] = None,
     batch_size: Annotated[int | None, flag("Images a step.", "8", "N")] = None,
-    rank: Annotated[int | None, flag("Rank of the LoRA.", "64; 8 for small backbones", "N")] = None,
-    alpha: Annotated[float | None, flag("Its alpha.", "32; 8 for small backbones", "X")] = None,
+    rank: Annotated[int | None, flag("Rank of the LoRA.", "64; 2 for small backbones", "N")] = None,
+    alpha: Annotated[float | None, flag("Its alpha.", "32; 2 for small backbones", "X")] = None,
     rate: Annotated[float | None, flag("Learning rate of the denoiser.", "1e-4; small 1e-3", "X")] = None,
     text_rate: Annotated[
-        float | None, flag("Of the text encoder; 0 leaves it alone.", "5e-5; small 5e-4", "X")
+        float | None, flag("Of the text encoder; 0 leaves it alone.", "5e-5; small 0", "X")
     ] = None,
     control: Annotated[
         str | None, flag("What a ControlNet or T2I-Adapter is shown.", "canny", "NAME")

@@ -43,6 +43,7 @@ MEASURED = {
 # But Adam's steps are as long where a gradient is pure noise, so parameters there wander, and spoil the features.
 IDLE = {
     "controlnet": r"controlnet_down_blocks\.([6-9]|1[01])\.|controlnet_mid_block\.",
+    "ip-adapter": r"ip_adapter\.(9|11|13|15|17|31)\.to_v_ip\.",  # down_blocks.2, up_blocks.1, mid_block
     "t2i-adapter": r"adapter\.body\.[23]\.(in_conv|resnets\.\d\.block2)\.",
     "lora": r"unet\.(down_blocks\.[23]|mid_block|up_blocks\.[01])\..*\.lora_B\.",
 }

@@ -19,7 +19,7 @@ from gate.registry import create_technique
 
 SMALL: dict[str, Any] = {
     "name": "lora", "data": "scenes-held-out", "samples": 10, "steps": 4, "check_every": 2, "batch_size": 4,
-    "rank": 2, "sheet": 1,
+    "rank": 2, "sheet": 1, "text_rate": 5e-4,
 }  # fmt: skip
 FILE = "pytorch_lora_weights.safetensors"
 
