@@ -6,6 +6,7 @@ a_t = sqrt(alpha_bar_t), s_t = sqrt(1 - alpha_bar_t) for DDPM schedules; a = 1 -
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -23,12 +24,14 @@ PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 class NoiseSchedule:
     """Signal and noise coefficients per timestep, and what the denoiser predicts.
 
-    signal, noise: (T,) float64; index t in [0, T). Larger t is noisier, always.
+    signal, noise: (T,) float64; index t in [0, T). Larger t is noisier, always. time: (T,) float64, what the
+    denoiser is told at t, where that is not t itself (flow: T sigma).
     """
 
     signal: Tensor
     noise: Tensor
     prediction_type: PredictionType
+    time: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.prediction_type not in get_args(PredictionType):
@@ -41,10 +44,16 @@ class NoiseSchedule:
             raise ConfigurationError("A noise schedule must get noisier as t grows; this one does not.")
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> NoiseSchedule:
-        """From a diffusers DDPM-like scheduler's config (its betas), Ho et al. 2020, Eq. 4."""
+    def from_config(cls, config: Mapping[str, Any], tokens: int = 4096) -> NoiseSchedule:
+        """From a diffusers scheduler's config: its betas (Ho et al. 2020, Eq. 4), or its flow matching.
+
+        tokens: of one image; flow schedules may shift with it.
+        """
         from diffusers import DDPMScheduler
 
+        if is_flow(config):
+            steps = int(config.get("num_train_timesteps", 1000))
+            return cls.flow(flow_shift(config, tokens), steps)
         if not any(key in config for key in ("beta_schedule", "trained_betas", "beta_start")):
             raise ConfigurationError(
                 f"Scheduler {config.get('_class_name', 'without a name')} has no beta schedule; "
@@ -58,8 +67,38 @@ class NoiseSchedule:
         alpha_bar = scheduler.alphas_cumprod.double()
         return cls(alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), config.get("prediction_type", "epsilon"))
 
+    @classmethod
+    def flow(cls, shift: float = 1.0, steps: int = 1000) -> NoiseSchedule:
+        """x_t = (1 - sigma) x0 + sigma eps; sigma = shift s / (1 + (shift - 1) s) at s = (t + 1) / steps
+        (Esser et al. 2024, Eq. 23). The denoiser is told steps * sigma."""
+        s = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+        sigma = shift * s / (1 + (shift - 1) * s)
+        return cls(1 - sigma, sigma, "flow_prediction", steps * sigma)
+
     def __len__(self) -> int:
         return len(self.signal)
+
+    def told(self, t: Tensor) -> Tensor:
+        """What the denoiser is told at t: t itself, or T sigma (float32) in flow schedules. t: (b,) long."""
+        return t if self.time is None else self.time[t.cpu()].float().to(t.device)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """The noise coefficient s_t, (b,) float64 in [0, 1]. t: (b,) long."""
+        return self.noise[t.cpu()]
+
+    def nearest(self, *, alpha_bar: float | None = None, sigma: float | None = None) -> int:
+        """The timestep whose alpha_bar or sigma (give one) is nearest. Raises ConfigurationError outside its range."""
+        every = torch.arange(len(self))
+        name, wanted, levels = "sigma", sigma, self.sigma(every)
+        if wanted is None:
+            name, wanted, levels = "alpha_bar", alpha_bar, self.alpha_bar(every)
+        assert wanted is not None
+        low, high = float(levels.min()), float(levels.max())
+        if not low - 1e-6 <= wanted <= high + 1e-6:
+            raise ConfigurationError(
+                f"This schedule has no {name} of {wanted:g}; choose one in {low:.4g} ... {high:.4g}."
+            )
+        return int((levels - wanted).abs().argmin())
 
     def check(self, t: int) -> int:
         """t itself where it is a timestep of this schedule, else an error."""
@@ -134,6 +173,27 @@ class NoiseSchedule:
         if t_next is None:
             return x0_hat
         return self.add_noise(x0_hat, self.eps_from(prediction, x_t, t), t_next)
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether a diffusers scheduler's config is of flow matching."""
+    named = str(config.get("_class_name", "")).startswith("FlowMatch")
+    return named or bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction"
+
+
+def flow_shift(config: Mapping[str, Any], tokens: int) -> float:
+    """How a flow scheduler shifts sigma towards noise; dynamic shifts grow with the image's tokens.
+
+    Spacings of a sampler's few steps (karras, terminal) are left out: they move no noise level.
+    """
+    if config.get("invert_sigmas"):
+        raise ConfigurationError("A noise schedule must get noisier as t grows; this one is inverted.")
+    if not config.get("use_dynamic_shifting"):
+        return float(config.get("shift") or config.get("flow_shift") or 1.0)
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    mu = low + (high - low) * (tokens - few) / (many - few)
+    return math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else float(mu)
 
 
 def sample_noise(sample_id: str, seed: int, shape: tuple[int, ...]) -> Tensor:

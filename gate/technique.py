@@ -50,11 +50,12 @@ class Technique:
     """A generation technique. Subclass it as a dataclass; override what it does.
 
     Facts: `name` as on the command line; `summary`, one line; `source`, the paper; `needs`; `families` of backbone it
-    serves; `leak`, why its image or latent carries the input's own pixels ("" = it does not); `control`, whether it
-    is a negative control; `replaces_latent`, whether it starts from another latent (two such do not compose);
-    `seedless`, whether the noise seed plays no part, so that one seed is measured for all of them;
-    `neutral`, settings under which it equals vanilla bit for bit (None = it has none); `variants`, further names with
-    their settings; `compositions`, names with `+` that belong to `all`; `listed`, whether it is in `all` itself.
+    serves, or traits of them ("text": any that takes prompts; "unconditional"); `leak`, why its image or latent carries
+    the input's own pixels ("" = it does not); `control`, whether it is a negative control; `replaces_latent`, whether
+    it starts from another latent (two such do not compose); `seedless`, whether the noise seed plays no part, so that
+    one seed is measured for all of them; `neutral`, settings under which it equals vanilla bit for bit (None = it has
+    none); `variants`, further names with their settings; `compositions`, names with `+` that belong to `all`;
+    `listed`, whether it is in `all` itself.
     """
 
     name: ClassVar[str] = ""
@@ -88,7 +89,7 @@ class Technique:
 
     def check(self, backbone: Backbone, samples: SampleSet) -> None:
         """Raise `UnsuitableError` where this backbone or these samples cannot be served."""
-        if backbone.family not in self.families:
+        if self.families.isdisjoint({backbone.family, *getattr(backbone, "traits", ())}):
             raise UnsuitableError(
                 f"{self.name} serves {', '.join(sorted(self.families))} backbones, "
                 f"{backbone.name} is {backbone.family}."
@@ -154,7 +155,7 @@ class Composition(Technique):
         facts["summary"] = " and ".join(p.summary.rstrip(".") for p in self.parts) + "."
         facts["source"] = "; ".join(dict.fromkeys(p.source for p in self.parts if p.source))
         facts["needs"] = frozenset().union(*(p.needs for p in self.parts))
-        facts["families"] = frozenset.intersection(*(p.families for p in self.parts))
+        facts["families"] = common_families([p.families for p in self.parts])
         facts["leak"] = "; ".join(p.leak for p in self.parts if p.leak)
         facts["control"] = any(p.control for p in self.parts)
         facts["replaces_latent"] = bool(replacing)
@@ -213,6 +214,19 @@ class Composition(Technique):
         for part in reversed(self.parts):
             call_next = _wrapped(part, call_next)
         return call_next(request)
+
+
+def common_families(served: Sequence[frozenset[str]]) -> frozenset[str]:
+    """What several techniques serve together; "text" stands for every family that is not "unconditional"."""
+    common = served[0]
+    for other in served[1:]:
+        both = common & other
+        if "text" in common:
+            both |= other - {"unconditional"}
+        if "text" in other:
+            both |= common - {"unconditional"}
+        common = both
+    return common
 
 
 def descend(request: Request, lead: int, steps: int, predict: Callable[[Request], Tensor]) -> Request:

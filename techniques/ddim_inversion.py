@@ -26,6 +26,7 @@ class DdimInversion(Technique):
     name = "ddim-inversion"
     summary = "Start from the DDIM inversion of the image, not from random noise."
     source = "Song et al. 2021, DDIM (arXiv 2010.02502)"
+    families = frozenset({"text", "unconditional"})
     leak = (
         "the latent is computed from the input by the denoiser itself, so running it back returns the input"
     )

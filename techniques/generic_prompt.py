@@ -23,6 +23,7 @@ class GenericPrompt(Technique):
     name = "generic-prompt"
     summary = "Denoise under one prompt for all samples."
     source = "Meng et al. 2024 (arXiv 2410.06719), section 5.3"
+    families = frozenset({"text"})
     neutral: ClassVar = {"prompt": ""}
 
     prompt: str = "a high quality photo of a scene"

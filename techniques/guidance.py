@@ -185,6 +185,7 @@ class Guidance(Technique):
             source=facts.source,
             control=self.guider == "cfg",
             needs=frozenset({"captions"} if self.prompt == "caption" else ()),
+            families=frozenset({"text"} if facts.weakness == "prompt" else {"unet"}),
         )
 
     @property

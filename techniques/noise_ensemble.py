@@ -25,6 +25,7 @@ class NoiseEnsemble(Technique):
     name = "noise-ensemble"
     summary = "Average features over several noises."
     source = "Tang et al. 2023, DIFT (arXiv 2306.03881)"
+    families = frozenset({"text", "unconditional"})
     replaces_latent = True
     neutral: ClassVar = {"members": 1}
 

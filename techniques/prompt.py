@@ -26,6 +26,7 @@ class Prompt(Technique):
     name = "prompt"
     summary = "Denoise under the sample's own caption."
     source = "Meng et al. 2024 (arXiv 2410.06719), section 5.3"
+    families = frozenset({"text"})
     needs = frozenset({"captions"})
     neutral: ClassVar = {"template": "", "quality": ""}
     compositions: ClassVar[tuple[str, ...]] = (

@@ -35,6 +35,7 @@ class PromptSearch(Technique):
     name = "prompt-search"
     summary = "Denoise under the candidate prompt with the least noise error, per sample."
     source = "ours; after Li et al. 2023, Diffusion Classifier (arXiv 2303.16203)"
+    families = frozenset({"text"})
     needs = frozenset({"class-names"})
     neutral: ClassVar = {"candidates": ("",)}
 

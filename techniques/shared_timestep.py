@@ -27,6 +27,7 @@ class SharedTimestep(Technique):
     name = "shared-timestep"
     summary = "Tell the denoiser the left end of the timestep's interval, at small noise."
     source = "Yang et al. 2023, E-TSDM (arXiv 2306.11251)"
+    families = frozenset({"text", "unconditional"})
     neutral: ClassVar = {"threshold": 100, "intervals": 100}
 
     threshold: int = 100

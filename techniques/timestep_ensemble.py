@@ -23,6 +23,7 @@ class TimestepEnsemble(Technique):
     name = "timestep-ensemble"
     summary = "Average features over neighbouring timesteps, same noise."
     source = "ours; after Luo et al. 2023, Diffusion Hyperfeatures (arXiv 2305.14334)"
+    families = frozenset({"text", "unconditional"})
     neutral: ClassVar = {"offsets": (0,)}
 
     offsets: tuple[int, ...] = (-25, 0, 25)

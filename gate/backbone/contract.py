@@ -23,11 +23,13 @@ from gate.schedule import NoiseSchedule
 class Backbone(abc.ABC):
     """A denoiser with what surrounds it. Nothing in it is modified; activations come from hooks.
 
-    name: what the user asked for. family: "unet", ... image_size: pixels a side. calls: denoiser rows so far, the
+    name: what the user asked for. family: "unet", ...; traits: what else techniques may ask for, "text" where prompts
+    condition it. image_size: pixels a side. calls: denoiser rows so far, the
     cost that techniques declare is checked against it. source: where the weights came from. tokenizer: of its prompts.
     """
 
     family: ClassVar[str]
+    traits: ClassVar[frozenset[str]] = frozenset({"text"})
     name: str
     image_size: int
     schedule: NoiseSchedule

@@ -1,28 +1,20 @@
-"""From a name to a backbone: `tiny`, a local pipeline folder, or a hub id. Safetensors only, no remote code."""
+"""From a name to a backbone: `tiny`, a pipeline's folder, a hub id or a safetensors file. Never pickle, never remote
+code."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from gate.backbone.contract import Backbone
-from gate.backbone.layers import LayerInfo, unet_layers
+from gate.backbone.hub import fetch, is_hub_id, missing_files, pipeline_folder, read_index
+from gate.backbone.layers import LayerInfo
 from gate.backbone.memory import keep_freed_memory
-from gate.errors import ConfigurationError, MissingWeightsError, UsageError
+from gate.errors import MissingWeightsError, UsageError
 
-EMBEDDED = Path(__file__).parent.parent / "tiny" / "weights"
-HUB_FILES = [  # the parts in full precision, and nothing else of a repository that may hold tens of gigabytes
-    "model_index.json",
-    "scheduler/*.json",
-    "tokenizer/*",
-    "*/config.json",
-    "text_encoder/model.safetensors",
-    "unet/diffusion_pytorch_model.safetensors",
-    "vae/diffusion_pytorch_model.safetensors",
-]
+__all__ = ["choose_device", "choose_dtype", "config_layers", "load_backbone", "pipeline_folder"]
 
 
 def choose_device(device: str = "auto") -> torch.device:
@@ -39,82 +31,76 @@ def choose_device(device: str = "auto") -> torch.device:
     return chosen
 
 
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` is float16 on CUDA and float32 elsewhere."""
+def choose_dtype(dtype: str, device: torch.device, half: torch.dtype = torch.float16) -> torch.dtype:
+    """`auto` is `half`, what the family is at home in, on CUDA, and float32 elsewhere."""
     if dtype == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
+        return half if device.type == "cuda" else torch.float32
     known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if dtype not in known:
         raise UsageError(f"Dtype {dtype!r} is not served; choose auto, {', '.join(known)}.")
     return known[dtype]
 
 
-def pipeline_folder(name: str) -> Path:
-    """The folder of a backbone: embedded, local, or in the hub's cache (fetched where the network allows)."""
-    if name == "tiny":
-        return EMBEDDED
-    local = Path(name).expanduser()
-    if local.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        if (local / "model_index.json").is_file():
-            return local
-        raise UsageError(
-            f"Unknown backbone {name!r}: it is neither 'tiny', a hub id such as "
-            "'stable-diffusion-v1-5/stable-diffusion-v1-5', nor a folder with a model_index.json."
-        )
-    return _from_hub(name)
+def load_backbone(
+    name: str = "tiny",
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    image_size: int | None = None,
+    offload: bool = False,
+    pipeline: str | None = None,
+) -> Backbone:
+    """A backbone by name. Raises UsageError, ConfigurationError or MissingWeightsError.
 
+    revision: branch, tag or commit of a hub id. image_size: pixels a side, where not the model's own. offload: parts
+    rest in main memory until they are called. pipeline: the folder or hub id whose configs a single file follows.
+    """
+    from gate.backbone.parts import load_parts, load_single_file, single_file
+    from gate.backbone.pipeline import find_family, part_names
 
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
-    except Exception:  # not in the cache, in any of the hub's ways to say so: ask the network next
-        pass
-    try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
-    except GatedRepoError as error:
-        raise MissingWeightsError(
-            f"{name} is gated: accept its licence at huggingface.co/{name}, then run: hf auth login"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UsageError(f"Unknown backbone {name!r}: the hub has no such model.") from error
-    except Exception as error:
-        raise MissingWeightsError(
-            f"{name} is not on this machine and the hub could not be reached; on a machine with a network run: "
-            f"hf download {name}"
-        ) from error
-
-
-def read_index(name: str, folder: Path) -> dict[str, Any]:
-    """The pipeline's model_index.json."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise MissingWeightsError(
-            f"The backbone {name} has no readable model_index.json in its folder."
-        ) from error
-    if not isinstance(index, dict):
-        raise ConfigurationError(f"The model_index.json of {name} is not an object.")
-    return index
-
-
-def load_backbone(name: str = "tiny", *, device: str = "auto", dtype: str = "auto") -> Backbone:
-    """A backbone by name. Raises UsageError, ConfigurationError or MissingWeightsError."""
-    from gate.backbone.unet import LatentUNet, check_index
-
-    folder = pipeline_folder(name)
-    index = read_index(name, folder)
-    check_index(name, index)
     where = choose_device(device)
     if where.type == "cpu":
         keep_freed_memory()
-    return LatentUNet(name, folder, index, device=where, dtype=choose_dtype(dtype, where))
+    source = single_file(name)
+    if source is not None:
+        half = choose_dtype(dtype, where)
+        index, parts = load_single_file(name, source, pipeline, revision, half)
+        family = find_family(name, index)
+    else:
+        source = pipeline_folder(name, revision)
+        index = read_index(name, source)
+        family = find_family(name, index)
+        half = choose_dtype(dtype, where, family.half)
+        names = part_names(index)
+        missing = missing_files(source, index, names)
+        if missing:
+            source = _completed(name, revision, missing)
+        parts = load_parts(name, source, index, names, half)
+    return family(
+        name, source, index, parts, device=where, dtype=half, image_size=image_size, offload=offload
+    )
 
 
-def config_layers(name: str) -> list[LayerInfo]:
-    """The layers of a backbone without its weights: from its UNet's config. name: as for `load_backbone`."""
-    folder = pipeline_folder(name)
-    config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-    return unet_layers(config)
+def _completed(name: str, revision: str | None, missing: list[str]) -> Path:
+    """The folder with what was missing, fetched where that is possible."""
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    if not is_hub_id(name):
+        raise MissingWeightsError(f"{name} is not complete in its folder: {missing[0]}{more} is missing.")
+    try:
+        return fetch(name, revision)
+    except MissingWeightsError as error:
+        raise MissingWeightsError(f"{name} lacks {missing[0]}{more} here. {error}") from error
+
+
+def config_layers(name: str, revision: str | None = None) -> list[LayerInfo]:
+    """The layers of a backbone without its weights: from its denoiser's config. name: as for `load_backbone`."""
+    folder = pipeline_folder(name, revision)
+    for part in ("unet", "transformer"):
+        file = folder / part / "config.json"
+        if file.is_file():
+            config = json.loads(file.read_text(encoding="utf-8"))
+            from gate.backbone.pipeline import list_layers
+
+            return list_layers(config["_class_name"], config)
+    raise MissingWeightsError(f"{name} has no denoiser config in its folder.")

@@ -121,5 +121,5 @@ def test_unknown_incomplete_and_unserved_backbones(tmp_path: Path, tiny: Backbon
 
 
 def test_a_hub_model_that_is_not_here_says_how_to_fetch_it() -> None:
-    with pytest.raises(MissingWeightsError, match="hf download someone/some-model"):
+    with pytest.raises(MissingWeightsError, match="gate download someone/some-model"):
         load_backbone("someone/some-model")
