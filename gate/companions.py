@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +71,23 @@ def how_to_get(source: str, name: str = "") -> str:
     if Path(source).expanduser().exists():
         return "the folder is not complete."
     return f"fetch it with: hf download {source} {name}".rstrip()
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """transformers and diffusers without their remarks for a while; errors are raised all the same."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    both: tuple[Any, ...] = (of_diffusers, of_transformers)
+    before = [library.get_verbosity() for library in both]
+    for library in both:
+        library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, verbosity in zip(both, before, strict=True):
+            library.set_verbosity(verbosity)
 
 
 def cross_width(network: Any) -> int:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gate.errors import UsageError
 from gate.sample import MIN_SAMPLES
+
+if TYPE_CHECKING:
+    from gate.schedule import NoiseSchedule
 
 SCORE_METRICS = ("laplacian-normalised@own", "cosine@own", "cka@own", "eps")
 
@@ -20,6 +23,9 @@ class ScreenConfig(BaseModel):
 
     techniques: tuple[str, ...] = ("all",)
     backbone: str = "tiny"
+    revision: str | None = None
+    pipeline: str | None = None
+    image_size: int | None = Field(None, ge=8)
     data: str = "scenes-held-out"
     images: str | None = None
     labels: str | None = None
@@ -27,6 +33,8 @@ class ScreenConfig(BaseModel):
     masks: str | None = None
     samples: int = Field(32, ge=MIN_SAMPLES)
     timesteps: tuple[int, ...] = (50, 300)
+    alpha_bar: tuple[float, ...] = ()
+    sigma: tuple[float, ...] = ()
     seeds: int = Field(2, ge=1)
     layers: tuple[str, ...] = ("paper",)
     metrics: tuple[str, ...] = ("all",)
@@ -39,6 +47,7 @@ class ScreenConfig(BaseModel):
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
+    offload: bool = False
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     output: str | None = None
@@ -52,10 +61,10 @@ class ScreenConfig(BaseModel):
             return tuple(split_names(value))
         return value
 
-    @field_validator("timesteps", mode="before")
+    @field_validator("timesteps", "alpha_bar", "sigma", mode="before")
     @classmethod
     def _numbers(cls, value: Any) -> Any:
-        if isinstance(value, int):
+        if isinstance(value, (int, float)):
             return (value,)
         return tuple(v.strip() for v in value.split(",")) if isinstance(value, str) else value
 
@@ -65,6 +74,26 @@ class ScreenConfig(BaseModel):
         if not value or len(set(value)) != len(value) or min(value) < 1:
             raise ValueError("give distinct timesteps of 1 or more")
         return value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ScreenConfig:
+        given = [
+            k for k in ("timesteps", "alpha_bar", "sigma") if k in self.model_fields_set and getattr(self, k)
+        ]
+        if (self.alpha_bar and self.sigma) or (
+            (self.alpha_bar or self.sigma) and self.timesteps != (50, 300)
+        ):
+            raise ValueError(f"give noise levels in one way, not as {' and '.join(given)}")
+        return self
+
+    def levels(self, schedule: NoiseSchedule) -> tuple[int, ...]:
+        """The timesteps that are meant, on this schedule. Raises UsageError where two levels fall on one timestep."""
+        found = [schedule.nearest(alpha_bar=a) for a in self.alpha_bar]
+        found += [schedule.nearest(sigma=s) for s in self.sigma]
+        for t in found:
+            if t < 1 or found.count(t) > 1:
+                raise UsageError(f"Noise levels must lie on distinct timesteps of 1 or more; {t} is not.")
+        return tuple(found) or tuple(schedule.check(t) for t in self.timesteps)
 
 
 def make_config(values: dict[str, Any], file: str | Path | None = None) -> ScreenConfig:
@@ -87,5 +116,5 @@ def make_config(values: dict[str, Any], file: str | Path | None = None) -> Scree
         return ScreenConfig(**merged)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"][:1])
+        where = ".".join(str(p) for p in first["loc"][:1]) or "timesteps"
         raise UsageError(f"Setting {where!r} is wrong: {first['msg']}. See: gate screen --help") from error

@@ -165,13 +165,14 @@ def _axes(bench: Bench, names: list[str]) -> dict[str, Any]:
     config = bench.config
     import torch
 
-    alpha_bar = bench.backbone.schedule.alpha_bar(torch.tensor(config.timesteps))
+    timesteps, schedule = torch.tensor(config.timesteps), bench.backbone.schedule
     ids = [s.id for s in bench.samples]
     return {
         "technique": names,
         "sample": ids,
         "timestep": list(config.timesteps),
-        "alpha_bar": alpha_bar.tolist(),
+        "alpha_bar": schedule.alpha_bar(timesteps).tolist(),
+        "sigma": schedule.sigma(timesteps).tolist(),
         "seed": [config.seed + s for s in range(config.seeds)],
         "layer": list(bench.layers),
         "image_sample": ids[: config.image_samples],

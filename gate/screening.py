@@ -143,7 +143,17 @@ def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) ->
     from gate.results import assemble
 
     began = time.perf_counter()
-    backbone = load_backbone(config.backbone, device=config.device, dtype=config.dtype)
+    backbone = load_backbone(
+        config.backbone,
+        device=config.device,
+        dtype=config.dtype,
+        revision=config.revision,
+        image_size=config.image_size,
+        offload=config.offload,
+        pipeline=config.pipeline,
+    )
+    levels = config.levels(backbone.schedule)
+    config = config.model_copy(update={"timesteps": levels, "alpha_bar": (), "sigma": ()})
     samples = load_for(config, size=backbone.image_size)
     if len(samples) < MIN_SAMPLES:
         raise ConfigurationError(
@@ -153,13 +163,11 @@ def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) ->
         log(
             f"{len(samples.skipped)} of {len(samples) + len(samples.skipped)} files were skipped; see results.json"
         )
-    for t in config.timesteps:
-        backbone.schedule.check(t)
     probes = [p for p in select_plugins("probe", config.probes) if _served(p, samples, config.probes, log)]
     bench = prepare(backbone, samples, config, select_plugins("metric", config.metrics), probes)
     log(
         f"{len(samples)} images of {samples.name} on {backbone.name} ({backbone.device}, "
-        f"{str(backbone.dtype).removeprefix('torch.')}), timesteps {', '.join(map(str, config.timesteps))}, "
+        f"{str(backbone.dtype).removeprefix('torch.')}), {levels_text(backbone.schedule, levels)}, "
         f"{config.seeds} noise seeds, batches of {bench.batch_size}"
     )
     environment = _environment(backbone)
@@ -188,6 +196,18 @@ def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) ->
     except Exception as error:  # the numbers are safe on the disk; a figure can be drawn again
         log(f"the figures could not be drawn ({type(error).__name__}: {error}); try: gate plot {folder}")
     return screening
+
+
+def levels_text(schedule: Any, levels: tuple[int, ...]) -> str:
+    """Timesteps with what they mean: alpha_bar, or sigma where the schedule is of flow matching."""
+    import torch
+
+    t = torch.tensor(levels)
+    name, values = (
+        ("alpha_bar", schedule.alpha_bar(t)) if schedule.time is None else ("sigma", schedule.sigma(t))
+    )
+    shown = (f"{i} ({name} {value:.3g})" for i, value in zip(levels, values.tolist(), strict=True))
+    return f"timesteps {', '.join(shown)}"
 
 
 def _served(probe: Any, samples: Any, asked: tuple[str, ...], log: Log) -> bool:

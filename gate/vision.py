@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gate.companions import how_to_get
+from gate.companions import how_to_get, hushed
 from gate.errors import MissingWeightsError
 
 if TYPE_CHECKING:
@@ -85,11 +85,12 @@ def load_vision(
             source, use_safetensors=True, dtype=dtype or torch.float32, **local
         )
         model = model.to(device).eval().requires_grad_(False)
-        prepare = (
-            processor(model)
-            if processor
-            else transformers.AutoImageProcessor.from_pretrained(source, use_fast=False, **local)
-        )
+        with hushed():
+            prepare = (
+                processor(model)
+                if processor
+                else transformers.AutoImageProcessor.from_pretrained(source, use_fast=False, **local)
+            )
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **local) if words else None
     except (OSError, ValueError) as error:
         where = f"{source}/{subfolder}".rstrip("/")
@@ -101,7 +102,8 @@ def load_vision(
 
 def clip_processor(model: Any) -> Any:
     """Shorter side to the model's size, centre crop, CLIP's mean and deviation: what diffusers gives an IP-Adapter."""
-    from transformers import CLIPImageProcessor
+    with hushed():  # that it works with Pillow alone is no news
+        from transformers import CLIPImageProcessor
 
     size = model.config.image_size
     return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from gate.companions import hushed
+
 State = Mapping[str, Mapping[str, Tensor]]  # {"image_proj": {...}, "ip_adapter": {...}}
 
 
@@ -52,7 +54,8 @@ def tailor(unet: Any, state: State, scale: float, blank: Tensor) -> Wear:
     """
     own = Wear.of(unet)
     try:
-        unet._load_ip_adapter_weights([state], low_cpu_mem_usage=False)
+        with hushed():
+            unet._load_ip_adapter_weights([state], low_cpu_mem_usage=False)
         made = Wear.of(unet)
     finally:
         own.put_on(unet)

@@ -125,7 +125,7 @@ class PipelineBackbone(Backbone):
             mean: Tensor = posterior.latent_dist.mean
         else:
             mean = posterior.latents if hasattr(posterior, "latents") else posterior.latent
-        return self.normalise(mean.reshape(1, *mean.shape[-3:]) if mean.ndim == 5 else mean)
+        return self.normalise(mean[:, :, 0] if mean.ndim == 5 else mean)
 
     def decode(self, x0: Tensor) -> Tensor:
         if self.vae is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from gate.companions import hushed
 from gate.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ def with_words(backbone: Backbone, words: Mapping[str, Tensor]) -> Iterator[dict
 def add_words(tokenizer: Any, encoder: Any, words: Mapping[str, Tensor]) -> dict[str, str]:
     """Teach them to a tokenizer and a text encoder, in place; {token: how a prompt spells it}."""
     from diffusers.loaders import TextualInversionLoaderMixin
-    from transformers.utils import logging
 
     class Host(TextualInversionLoaderMixin):  # type: ignore[misc]
         """What diffusers' loader wants of a pipeline."""
@@ -39,16 +39,13 @@ def add_words(tokenizer: Any, encoder: Any, words: Mapping[str, Tensor]) -> dict
         hf_device_map = None
         components: dict[str, Any] = {}  # noqa: RUF012
 
-    host, verbosity = Host(), logging.get_verbosity()
-    logging.set_verbosity_error()  # it explains at length how it fills the rows that are then overwritten
+    host = Host()
     try:
-        for token, vectors in words.items():
-            host.load_textual_inversion(
-                {token: vectors.to(encoder.device, encoder.dtype)}, tokenizer=tokenizer, text_encoder=encoder
-            )
+        with hushed():  # it explains at length how it fills the rows that are then overwritten
+            for token, vectors in words.items():
+                own = vectors.to(encoder.device, encoder.dtype)
+                host.load_textual_inversion({token: own}, tokenizer=tokenizer, text_encoder=encoder)
     except ValueError as error:
         raise UsageError(f"The word cannot be added: {error}") from error
-    finally:
-        logging.set_verbosity(verbosity)
     encoder.requires_grad_(False)
     return {token: str(host.maybe_convert_prompt(token, tokenizer)) for token in words}

@@ -9,6 +9,8 @@ import typer
 
 from gate.cli.check import check
 from gate.cli.describe import describe
+from gate.cli.doctor import doctor
+from gate.cli.download import download
 from gate.cli.failures import guarded
 from gate.cli.fit import fit
 from gate.cli.list import list_
@@ -58,6 +60,8 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "describe": describe,
     "check": check,
     "fit": fit,
+    "download": download,
+    "doctor": doctor,
 }
 _SHORT = {
     "screen": "Rank techniques: the main job.",
@@ -68,6 +72,8 @@ _SHORT = {
     "describe": "Show all about a technique, probe or metric.",
     "check": "Test a technique against the contract.",
     "fit": "Fit a LoRA or a ControlNet to your images.",
+    "download": "Fetch a model into the hub's cache.",
+    "doctor": "Look at this installation, and say what to do.",
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name, short_help=_SHORT[_name])(guarded(_command))

@@ -18,8 +18,13 @@ def screen(
         str | None, flag("Names, wildcards, NAME[setting=value], a+b, !excluded.", "all", "LIST")
     ] = None,
     backbone: Annotated[
-        str | None, flag("tiny, a hub id, or the folder of a diffusers pipeline.", "tiny", "NAME")
+        str | None, flag("tiny, a hub id, a diffusers pipeline's folder, a safetensors file.", "tiny", "NAME")
     ] = None,
+    revision: Annotated[str | None, flag("Branch, tag or commit of a hub id.", "", "NAME")] = None,
+    pipeline: Annotated[
+        str | None, flag("Whose configs a single file follows; read off the file by default.", "", "NAME")
+    ] = None,
+    image_size: Annotated[int | None, flag("Pixels a side; the backbone's own by default.", "", "N")] = None,
     data: Annotated[str | None, flag("A named data set.", "scenes-held-out", "NAME")] = None,
     images: Annotated[str | None, flag("Your own images instead of --data.", "", "DIR")] = None,
     labels: Annotated[
@@ -31,6 +36,8 @@ def screen(
     masks: Annotated[str | None, flag("A folder of masks, parallel to --images.", "", "DIR")] = None,
     samples: Annotated[int | None, flag("Images, 8 or more.", "32", "N")] = None,
     timesteps: Annotated[str | None, flag("Noise levels.", "50,300", "LIST")] = None,
+    alpha_bar: Annotated[str | None, flag("Noise levels as alpha_bar, instead.", "", "LIST")] = None,
+    sigma: Annotated[str | None, flag("Noise levels as sigma, instead.", "", "LIST")] = None,
     seeds: Annotated[int | None, flag("Noises per image and timestep.", "2", "N")] = None,
     layers: Annotated[str | None, flag("Layers; see gate list layers.", "paper", "LIST")] = None,
     metrics: Annotated[str | None, flag("See gate list metrics.", "all", "LIST")] = None,
@@ -43,6 +50,9 @@ def screen(
     seed: Annotated[int | None, flag("The seed of everything random.", "0", "N")] = None,
     device: Annotated[str | None, flag("auto, cpu, cuda, mps.", "auto", "NAME")] = None,
     dtype: Annotated[str | None, flag("auto, float32, float16, bfloat16.", "auto", "NAME")] = None,
+    offload: Annotated[
+        bool | None, typer.Option("--offload", help="Keep parts in main memory until they are called.")
+    ] = None,
     batch_size: Annotated[str | None, flag("auto, or a number.", "auto", "N")] = None,
     workers: Annotated[
         str | None, flag("Processes; auto is one per core where that pays.", "auto", "N")

@@ -29,7 +29,7 @@ class HunyuanDiT(PipelineBackbone):
         config, n = self._config, self._config["text_len"]
         assert given.mask is not None
         size = float(self.image_size)
-        sizes = torch.tensor([[size, size, size, size, 0.0, 0.0]]).to(x).expand(len(x), -1)
+        sizes = torch.tensor([[size, size, size, size, 0.0, 0.0]]).to(x).repeat(len(x), 1)
         output: Tensor = self.denoiser(
             x,
             t.to(x),

@@ -1,0 +1,155 @@
+"""`gate doctor`: versions, devices, cached models, broken plug-ins, and what to do about each."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import typer
+
+from gate.cli.output import DebugOption, Format, FormatOption, echo_rows
+
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
+    "safetensors",
+    "huggingface_hub",
+    "numpy",
+    "scipy",
+)
+LITTLE_DISK = 10 << 30  # bytes: less than a Stable Diffusion XL takes
+BROKEN = 3
+
+
+class Check(NamedTuple):
+    """One line of the report. state: ok, note or broken; todo: what to do, "" where there is nothing."""
+
+    name: str
+    state: str
+    detail: str
+    todo: str = ""
+
+
+def doctor(format: FormatOption = Format.table, debug: DebugOption = False) -> None:
+    """Look at this installation; exit with 3 where something is broken."""
+    checks = list(examine())
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "check": lambda r: r["name"],
+        "state": lambda r: r["state"],
+        "detail": lambda r: r["detail"] + (f" -> {r['todo']}" if r["todo"] else ""),
+    }
+    echo_rows([check._asdict() for check in checks], columns, format)
+    if any(check.state == "broken" for check in checks):
+        raise typer.Exit(BROKEN)
+
+
+def examine() -> Iterator[Check]:
+    """Every check, in order."""
+    yield from _versions()
+    yield from _devices()
+    yield _embedded()
+    yield from _cache()
+    yield from _plugins()
+
+
+def _versions() -> Iterator[Check]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    from gate import __version__
+
+    yield Check("gate", "ok", f"{__version__} on Python {platform.python_version()}, {platform.system()}")
+    for package in PACKAGES:
+        try:
+            yield Check(package, "ok", version(package))
+        except PackageNotFoundError:
+            yield Check(package, "broken", "not installed", f"pip install {package}")
+
+
+def _devices() -> Iterator[Check]:
+    try:
+        import torch
+    except Exception as error:  # a broken build raises what its linker happens to say
+        yield Check(
+            "devices", "broken", f"torch cannot be imported: {error}", "reinstall torch from pytorch.org"
+        )
+        return
+    for i in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(i)
+        yield Check(f"cuda:{i}", "ok", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB")
+    if torch.backends.mps.is_available():
+        yield Check("mps", "ok", "Apple's GPU")
+    if not torch.cuda.is_available() and Path("/proc/driver/nvidia/version").exists():
+        built = torch.version.cuda
+        detail = f"a driver is there, and this torch ({'CUDA ' + built if built else 'CPU only'}) sees no GPU"
+        yield Check("cuda", "note", detail, "install the torch build for your driver from pytorch.org")
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Check("cpu", "ok", f"{usable} cores, {torch.get_num_threads()} threads")
+
+
+def _embedded() -> Check:
+    from gate.backbone.hub import EMBEDDED, missing_files, read_index
+    from gate.backbone.pipeline import part_names
+    from gate.errors import GateError
+
+    try:
+        index = read_index("tiny", EMBEDDED)
+        missing = missing_files(EMBEDDED, index, part_names(index))
+    except GateError as error:
+        return Check("tiny", "broken", str(error), "pip install --force-reinstall gate-screen")
+    if missing:
+        return Check(
+            "tiny", "broken", f"lacks {', '.join(missing)}", "pip install --force-reinstall gate-screen"
+        )
+    return Check("tiny", "ok", "the embedded backbone is complete")
+
+
+def _cache() -> Iterator[Check]:
+    """The hub's cache: where it is, the room left, and each pipeline in it with what it lacks."""
+    import shutil
+
+    from huggingface_hub import constants
+
+    root = Path(constants.HF_HUB_CACHE)
+    where = next(p for p in (root, *root.parents) if p.exists())
+    free = shutil.disk_usage(where).free
+    offline = ", offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else ""
+    few = free < LITTLE_DISK
+    todo = "free some, or set HF_HOME to a larger disk" if few else ""
+    yield Check("cache", "note" if few else "ok", f"{root}, {free / 2**30:.0f} GiB free{offline}", todo)
+    for index in sorted(root.glob("models--*/snapshots/*/model_index.json")):
+        yield _cached(index)
+
+
+def _cached(file: Path) -> Check:
+    from gate.backbone.hub import missing_files, read_index
+    from gate.backbone.pipeline import find_family, part_names
+    from gate.errors import GateError
+
+    name = file.parts[-4].removeprefix("models--").replace("--", "/")
+    try:
+        index = read_index(name, file.parent)
+        family = find_family(name, index)
+        missing = missing_files(file.parent, index, part_names(index))
+    except GateError as error:
+        return Check(name, "note", str(error))
+    if missing:
+        return Check(name, "note", f"lacks {missing[0]}", f"gate download {name}")
+    return Check(name, "ok", f"{index.get('_class_name')}, family {family.family}")
+
+
+def _plugins() -> Iterator[Check]:
+    from gate.registry import plugins
+
+    for kind in ("technique", "probe", "metric"):
+        every = plugins(kind)  # type: ignore[arg-type]
+        broken = [p for p in every.values() if p.cls is None]
+        for plugin in broken:
+            todo = f"upgrade or remove it: pip uninstall {plugin.distribution}"
+            yield Check(f"{kind} {plugin.name}", "broken", f"{plugin.distribution}: {plugin.error}", todo)
+        yield Check(f"{kind}s", "ok", f"{len(every) - len(broken)} load")
