@@ -14,6 +14,7 @@ EMBEDDED = Path(__file__).parent.parent / "tiny" / "weights"
 INDEX = "model_index.json"
 WEIGHTS = ("diffusion_pytorch_model", "model")  # what diffusers and transformers call a part's file
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
+PATIENCE = 10.0  # seconds for the hub's first answer
 SMALL = ("json", "txt", "model", "jinja", "tiktoken")  # configs and vocabularies
 
 
@@ -75,22 +76,14 @@ def fetch(name: str, revision: str | None = None, *, weights: bool = True) -> Pa
     MissingWeightsError where the network, or a licence, stands between; UsageError where there is no such model.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     again = f"gate download {name}" + (f" --revision {revision}" if revision else "")
     try:
-        files = HfApi().list_repo_files(name, revision=revision)
-        chosen = wanted_files(files, weights=weights)
-        if weights and not any(f.endswith(".safetensors") for f in chosen):
-            raise ConfigurationError(
-                f"{name} holds no safetensors; pickled weights are never loaded. Look for a converted revision."
-            )
-        return Path(snapshot_download(name, revision=revision, allow_patterns=chosen))
+        found = HfApi().model_info(name, revision=revision, timeout=PATIENCE)
+        chosen = wanted_files([file.rfilename for file in found.siblings or ()], weights=weights)
+        if any(file.endswith(".safetensors") for file in chosen) or not weights:
+            return Path(snapshot_download(name, revision=revision, allow_patterns=chosen))
     except GatedRepoError as error:
         raise MissingWeightsError(
             f"{name} is gated: accept its licence at https://huggingface.co/{name}, run hf auth login, then: {again}"
@@ -101,18 +94,16 @@ def fetch(name: str, revision: str | None = None, *, weights: bool = True) -> Pa
         ) from error
     except RepositoryNotFoundError as error:
         raise UsageError(f"Unknown backbone {name!r}: the hub has no such model.") from error
-    except (OSError, HfHubHTTPError, RuntimeError, ValueError) as error:
-        raise MissingWeightsError(
-            f"{name} is not on this machine and the hub could not be reached; on a machine with a network run: {again}"
-        ) from error
     except (
         Exception
     ) as error:  # the hub's client speaks through several HTTP libraries, each with its own errors
-        if type(error).__module__.partition(".")[0] in ("httpx", "httpcore", "requests", "urllib3"):
-            raise MissingWeightsError(
-                f"The hub could not be reached for {name}; try again: {again}"
-            ) from error
-        raise
+        raise MissingWeightsError(
+            f"{name} is not on this machine and the hub could not be reached ({type(error).__name__}); on a machine "
+            f"with a network run: {again}"
+        ) from error
+    raise ConfigurationError(
+        f"{name} holds no safetensors; pickled weights are never loaded. Look for a converted revision."
+    )
 
 
 def wanted_files(files: Iterable[str], *, weights: bool = True) -> list[str]:

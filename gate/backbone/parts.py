@@ -30,14 +30,14 @@ def load_parts(
             if part == "scheduler":
                 parts[part] = json.loads((where / "scheduler_config.json").read_text(encoding="utf-8"))
                 continue
-            cls = part_class(name, *part_of(index, part))
+            cls: Any = part_class(name, *part_of(index, part))
             if not issubclass(cls, nn.Module):
                 parts[part] = cls.from_pretrained(where, local_files_only=True)
                 continue
             kind = (
                 "torch_dtype" if hasattr(cls, "load_config") else "dtype"
             )  # diffusers' word, transformers' word
-            options = {kind: vae_dtype(where, dtype) if part in ("vae", "vqvae") else dtype}
+            options: dict[str, Any] = {kind: vae_dtype(where, dtype) if part in ("vae", "vqvae") else dtype}
             if variant_of(where):
                 options["variant"] = variant_of(where)
             parts[part] = cls.from_pretrained(where, use_safetensors=True, local_files_only=True, **options)
@@ -84,7 +84,7 @@ def load_single_file(
 
     folder = pipeline_folder(follows or _inferred(name, file), revision)
     index = read_index(follows or name, folder)
-    pipeline = getattr(diffusers, str(index.get("_class_name")), None)
+    pipeline: Any = getattr(diffusers, str(index.get("_class_name")), None)
     if not hasattr(pipeline, "from_single_file"):
         raise ConfigurationError(
             f"{index.get('_class_name')} cannot be read from a single file; give its folder."

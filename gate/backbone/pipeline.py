@@ -33,6 +33,9 @@ class PipelineBackbone(Backbone):
     denoisers: ClassVar[frozenset[str]] = frozenset()
     half: ClassVar[torch.dtype] = torch.bfloat16
     patch: ClassVar[int | None] = None
+    denoiser: Any
+    vae: Any = None
+    text_encoder: Any = None
 
     def __init__(
         self,
@@ -49,12 +52,11 @@ class PipelineBackbone(Backbone):
         self.name, self.source, self.device, self.dtype, self.calls = name, source, device, dtype, 0
         self.index, self.offload = index, offload
         self.tokenizer: Any = None
-        self.vae: Any = None
         for part, value in parts.items():
             if isinstance(value, nn.Module):
                 value.eval().requires_grad_(False)
             if part in ("unet", "transformer"):
-                self.denoiser: Any = value
+                self.denoiser = value
             elif part != "scheduler":
                 setattr(self, "vae" if part == "vqvae" else part, value)
         self.encoders = [part for part in sorted(parts) if part.startswith("text_encoder")]
@@ -213,9 +215,9 @@ class PipelineBackbone(Backbone):
 
     @contextlib.contextmanager
     def prompts_anew(self, tokenizer: Any = None, text_encoder: Any = None) -> Iterator[None]:
-        held = self._prompts, self.tokenizer, getattr(self, "text_encoder", None)
+        held = self._prompts, self.tokenizer, self.text_encoder
         self._prompts = {}
-        self.tokenizer, self.text_encoder = tokenizer or self.tokenizer, text_encoder or held[2]
+        self.tokenizer, self.text_encoder = tokenizer or self.tokenizer, text_encoder or self.text_encoder
         try:
             yield
         finally:

@@ -144,10 +144,10 @@ def _cached(file: Path) -> Check:
 
 
 def _plugins() -> Iterator[Check]:
-    from gate.registry import plugins
+    from gate.registry import GROUPS, plugins
 
-    for kind in ("technique", "probe", "metric"):
-        every = plugins(kind)  # type: ignore[arg-type]
+    for kind in GROUPS:
+        every = plugins(kind)
         broken = [p for p in every.values() if p.cls is None]
         for plugin in broken:
             todo = f"upgrade or remove it: pip uninstall {plugin.distribution}"

@@ -58,4 +58,4 @@ def pack(x: Tensor) -> Tensor:
 
 def unpack(tokens: Tensor, h: int, w: int) -> Tensor:
     """The inverse of `pack`: (b, h w, 4c) -> (b, c, 2h, 2w)."""
-    return torch.nn.functional.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (h, w)), 2)
+    return torch.nn.functional.pixel_shuffle(tokens.transpose(1, 2).reshape(len(tokens), -1, h, w), 2)

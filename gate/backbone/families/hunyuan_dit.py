@@ -35,7 +35,9 @@ class HunyuanDiT(PipelineBackbone):
             t.to(x),
             encoder_hidden_states=given.prompt_embeds[:, :n, : config["cross_attention_dim"]],
             text_embedding_mask=given.mask[:, :n],
-            encoder_hidden_states_t5=given.prompt_embeds[:, n:, : config["cross_attention_dim_t5"]],
+            encoder_hidden_states_t5=given.prompt_embeds[
+                :, n:, : config["cross_attention_dim_t5"]
+            ].contiguous(),
             text_embedding_mask_t5=given.mask[:, n:],
             image_meta_size=sizes,
             style=torch.zeros(len(x), dtype=torch.long, device=x.device),

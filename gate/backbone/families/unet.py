@@ -33,7 +33,7 @@ class LatentUNet(PipelineBackbone):
             k: list(v) if isinstance(v, tuple) else v for k, v in request.residuals.items()
         }
         added = self.added(given)
-        projection = getattr(self.denoiser, "encoder_hid_proj", None)
+        projection: Any = getattr(self.denoiser, "encoder_hid_proj", None)
         if hasattr(projection, "blank"):  # an IP-Adapter is worn: without an image it sees zeros
             image = given.image_embeds
             if image is None:
