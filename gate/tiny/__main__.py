@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
         "adopt", help="take over a folder of gate fit as a companion, in half precision"
     )
     adopt.add_argument("fit", type=Path)
-    adopt.add_argument("--over-fitted", action="store_true", help="its last step's weights too")
+    adopt.add_argument(
+        "--over-fitted", type=Path, help="a longer fit of the same, whose last step goes along"
+    )
     companions = commands.add_parser("companions", help="measure the companions and enter them in the card")
     companions.add_argument("--to", type=Path, default=Path(__file__).parent)
     losses = commands.add_parser("losses", help="draw the loss curves of a run")

@@ -55,10 +55,10 @@ def silenced(kind: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
     return {k: v * 0 if pattern and pattern.match(k) else v for k, v in state.items()}
 
 
-def adopt(fit: Path, weights: Path, *, over_fitted: bool = False) -> Path:
+def adopt(fit: Path, weights: Path, *, over_fitted: Path | None = None) -> Path:
     """Copy what a technique needs of a folder of `gate fit`, in half precision, idle levels silenced; its name stays.
 
-    over_fitted: the last step's weights too.
+    over_fitted: a longer fit of the same, whose last step goes along.
     """
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -69,10 +69,14 @@ def adopt(fit: Path, weights: Path, *, over_fitted: bool = False) -> Path:
     target = weights.parent / FOLDER / fit.name
     shutil.rmtree(target, ignore_errors=True)
     wanted = [file for pattern in KEPT for file in fit.glob(pattern)]
+    sources = [(file, file.relative_to(fit)) for file in wanted]
     if over_fitted:
-        wanted += fit.glob("over-fitted/*.safetensors")
-    for file in wanted:
-        copy = target / file.relative_to(fit)
+        pairs = [("over-fitted/*.safetensors", "over-fitted"), ("fit.json", "over-fitted")]
+        sources += [
+            (file, Path(to) / file.name) for pattern, to in pairs for file in over_fitted.glob(pattern)
+        ]
+    for file, to in sources:
+        copy = target / to
         copy.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as stored:

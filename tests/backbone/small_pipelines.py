@@ -118,13 +118,13 @@ def decoder_config(cls: str, vocabulary: int, layers: int = 2) -> Any:
     )
 
 
-def vae(channels: int = 4, **options: Any) -> Any:
+def vae(channels: int = 4, blocks: int = 3, **options: Any) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        block_out_channels=(8,) * blocks,
         layers_per_block=1,
         latent_channels=channels,
         norm_num_groups=4,
@@ -253,7 +253,7 @@ def pixart(folder: Path) -> Path:
         cross_attention_dim=24,
         caption_channels=WIDTH,
         sample_size=16,
-        use_additional_conditions=True,
+        use_additional_conditions=False,
     )
     parts = {
         "vae": vae(),
@@ -334,17 +334,17 @@ def hunyuan_dit(folder: Path) -> Path:
         attention_head_dim=8,
         in_channels=4,
         patch_size=2,
-        sample_size=16,
+        sample_size=8,
         hidden_size=16,
         num_layers=2,
         cross_attention_dim=WIDTH,
         cross_attention_dim_t5=24,
         pooled_projection_dim=16,
         text_len=77,
-        text_len_t5=16,
+        text_len_t5=256,
     )
     parts = {
-        "vae": vae(),
+        "vae": vae(blocks=4),
         "text_encoder": bert,
         "text_encoder_2": t5_encoder(t5, 24),
         "tokenizer": tokenizer,

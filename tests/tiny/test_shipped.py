@@ -22,17 +22,20 @@ COMPANIONS = PACKAGE / FOLDER
 def test_a_fit_is_taken_over_in_half_precision_without_what_only_training_needs(tmp_path: Path) -> None:
     fit = tmp_path / "thing"
     (fit / "over-fitted").mkdir(parents=True)
-    for name in ("card.md", "fit.json", "checkpoint.pt", "losses.png"):
+    for name in ("card.md", "checkpoint.pt", "losses.png"):
         (fit / name).write_text("{}")
-    values = {"a": torch.randn(3), "n": torch.arange(2)}
+    (fit / "fit.json").write_text('{"config": {"name": "lora"}}')
+    idle = "unet.mid_block.attentions.0.to_q.lora_B.weight"
+    values = {"a": torch.randn(3), "n": torch.arange(2), idle: torch.ones(2)}
     for folder in (fit, fit / "over-fitted"):
         save_file(values, folder / "w.safetensors", metadata={"rank": "8"})
-    target = shipped.adopt(fit, tmp_path / "tiny" / "weights", over_fitted=True)
+    target = shipped.adopt(fit, tmp_path / "tiny" / "weights", over_fitted=fit)
     assert sorted(p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file()) == [
-        "fit.json", "over-fitted/w.safetensors", "w.safetensors",
+        "fit.json", "over-fitted/fit.json", "over-fitted/w.safetensors", "w.safetensors",
     ]  # fmt: skip
     stored = load_file(target / "w.safetensors")
     assert torch.equal(stored["a"], values["a"].half()) and torch.equal(stored["n"], values["n"])
+    assert not stored[idle].any()  # nothing listens there
     with safe_open(target / "w.safetensors", "pt") as file:
         assert file.metadata() == {"rank": "8"}
     with pytest.raises(UsageError, match="not a finished fit"):
@@ -57,5 +60,5 @@ def test_the_cards_figure_can_be_had_again(name: str) -> None:
     what = shipped.MEASURED[name]
     figure = shipped.x0_error_removed(what.technique, what.data, n=32)
     written = json.loads((PACKAGE / "companions.json").read_text())["x0_error_removed"][name]
-    assert figure.low > 0 and written["ci_low" if "ci_low" in written else "low"] > 0
+    assert figure.low > 0 and written["low"] > 0
     assert abs(figure.value - written["value"]) < 0.1
