@@ -89,7 +89,8 @@ class Technique:
 
     def check(self, backbone: Backbone, samples: SampleSet) -> None:
         """Raise `UnsuitableError` where this backbone or these samples cannot be served."""
-        if self.families.isdisjoint({backbone.family, *getattr(backbone, "traits", ())}):
+        vanilla = type(self) is Technique  # the backbone as it is: served by every one
+        if not vanilla and self.families.isdisjoint({backbone.family, *getattr(backbone, "traits", ())}):
             raise UnsuitableError(
                 f"{self.name} serves {', '.join(sorted(self.families))} backbones, "
                 f"{backbone.name} is {backbone.family}."
