@@ -33,8 +33,8 @@ class ScreenConfig(BaseModel):
     masks: str | None = None
     samples: int = Field(32, ge=MIN_SAMPLES)
     timesteps: tuple[int, ...] = (50, 300)
-    alpha_bar: tuple[float, ...] = ()
-    sigma: tuple[float, ...] = ()
+    alpha_bar: tuple[float, ...] | None = None
+    sigma: tuple[float, ...] | None = None
     seeds: int = Field(2, ge=1)
     layers: tuple[str, ...] = ("paper",)
     metrics: tuple[str, ...] = ("all",)
@@ -88,8 +88,8 @@ class ScreenConfig(BaseModel):
 
     def levels(self, schedule: NoiseSchedule) -> tuple[int, ...]:
         """The timesteps that are meant, on this schedule. Raises UsageError where two levels fall on one timestep."""
-        found = [schedule.nearest(alpha_bar=a) for a in self.alpha_bar]
-        found += [schedule.nearest(sigma=s) for s in self.sigma]
+        found = [schedule.nearest(alpha_bar=a) for a in self.alpha_bar or ()]
+        found += [schedule.nearest(sigma=s) for s in self.sigma or ()]
         for t in found:
             if t < 1 or found.count(t) > 1:
                 raise UsageError(f"Noise levels must lie on distinct timesteps of 1 or more; {t} is not.")

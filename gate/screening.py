@@ -153,7 +153,7 @@ def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) ->
         pipeline=config.pipeline,
     )
     levels = config.levels(backbone.schedule)
-    config = config.model_copy(update={"timesteps": levels, "alpha_bar": (), "sigma": ()})
+    config = config.model_copy(update={"timesteps": levels, "alpha_bar": None, "sigma": None})
     samples = load_for(config, size=backbone.image_size)
     if len(samples) < MIN_SAMPLES:
         raise ConfigurationError(

@@ -95,13 +95,13 @@ def load_single_file(
         made = pipeline.from_single_file(
             str(file), config=str(folder), torch_dtype=dtype, local_files_only=True, **idle
         )
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
+    except Exception as error:  # diffusers raises what its conversion happens to meet
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigurationError(
             f"{name} is no checkpoint of a {index.get('_class_name')}: {first}"
         ) from error
     parts = {part: getattr(made, part) for part in names}
-    parts["scheduler"] = dict(made.scheduler.config)
+    parts["scheduler"] = {**made.scheduler.config, "_class_name": type(made.scheduler).__name__}
     if "vae" in parts:
         parts["vae"].to(vae_dtype(folder / "vae", dtype))
     return index, parts

@@ -51,7 +51,8 @@ def screen(
     device: Annotated[str | None, flag("auto, cpu, cuda, mps.", "auto", "NAME")] = None,
     dtype: Annotated[str | None, flag("auto, float32, float16, bfloat16.", "auto", "NAME")] = None,
     offload: Annotated[
-        bool | None, typer.Option("--offload", help="Keep parts in main memory until they are called.")
+        bool | None,
+        typer.Option("--offload", help="Keep parts in main memory until they are called. [default: False]"),
     ] = None,
     batch_size: Annotated[str | None, flag("auto, or a number.", "auto", "N")] = None,
     workers: Annotated[

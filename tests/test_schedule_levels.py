@@ -1,0 +1,92 @@
+"""Noise levels by timestep, alpha_bar or sigma, and the schedules of flow matching."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from gate.config import ScreenConfig, make_config
+from gate.errors import ConfigurationError, UsageError
+from gate.schedule import NoiseSchedule
+
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+EVERY = torch.arange(1000)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_sigmas_are_the_schedulers_own(shift: float) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    theirs = FlowMatchEulerDiscreteScheduler(shift=shift)
+    ours = NoiseSchedule.from_config(FLOW | dict(theirs.config))
+    torch.testing.assert_close(ours.sigma(EVERY).float(), theirs.sigmas.flip(0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours.told(EVERY), theirs.timesteps.flip(0), rtol=0, atol=1e-3)
+
+
+def test_flow_sigmas_of_a_solver_are_its_own() -> None:
+    from diffusers import DPMSolverMultistepScheduler
+
+    theirs = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    theirs.set_timesteps(1000)
+    ours = NoiseSchedule.from_config(theirs.config)
+    top = theirs.sigmas[0]
+    nearest = ours.nearest(sigma=float(top))
+    assert abs(float(ours.sigma(torch.tensor([nearest]))) - float(top)) < 2e-3
+
+
+def test_a_dynamic_shift_is_that_of_the_image_size() -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    theirs = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
+    for tokens, mu in ((256, 0.5), (4096, 1.15)):
+        ours = NoiseSchedule.from_config(FLOW | dict(theirs.config), tokens=tokens)
+        s = (EVERY.double() + 1) / 1000
+        torch.testing.assert_close(ours.sigma(EVERY), math.exp(mu) / (math.exp(mu) + (1 / s - 1)))
+
+
+def test_an_inverted_schedule_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="noisier as t grows"):
+        NoiseSchedule.from_config({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True})
+
+
+def _ddpm() -> NoiseSchedule:
+    return NoiseSchedule.from_config(
+        {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    )
+
+
+@pytest.mark.parametrize("schedule", [_ddpm(), NoiseSchedule.flow(3.0)])
+def test_timestep_alpha_bar_and_sigma_agree(schedule: NoiseSchedule) -> None:
+    for t in (1, 50, 300, 900):
+        one = torch.tensor([t])
+        assert schedule.nearest(alpha_bar=float(schedule.alpha_bar(one))) == t
+        assert schedule.nearest(sigma=float(schedule.sigma(one))) == t
+    with pytest.raises(ConfigurationError, match="has no sigma of 1.5"):
+        schedule.nearest(sigma=1.5)
+
+
+def test_the_config_takes_noise_levels_in_one_way() -> None:
+    schedule = _ddpm()
+    wanted = float(schedule.alpha_bar(torch.tensor([300])))
+    assert make_config({"alpha_bar": str(wanted)}).levels(schedule) == (300,)
+    assert make_config({"sigma": "0.2, 0.5"}).levels(schedule) == tuple(
+        schedule.nearest(sigma=s) for s in (0.2, 0.5)
+    )
+    assert ScreenConfig().levels(schedule) == (50, 300)
+    with pytest.raises(UsageError, match="one way"):
+        make_config({"alpha_bar": "0.5", "timesteps": "100"})
+    with pytest.raises(UsageError, match="distinct timesteps"):
+        make_config({"sigma": "0.5,0.5001"}).levels(schedule)
+
+
+def test_noise_and_prediction_of_flow_are_consistent() -> None:
+    schedule = NoiseSchedule.flow(3.0)
+    x0, eps = torch.randn(2, 4, 8, 8, dtype=torch.float64), torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    t = torch.tensor([0, 999])
+    x_t = schedule.add_noise(x0, eps, t)
+    torch.testing.assert_close(schedule.x0_from(eps - x0, x_t, t), x0)
+    torch.testing.assert_close(schedule.eps_from(eps - x0, x_t, t), eps)
