@@ -16,6 +16,7 @@ from gate.backbone.families.flux import pack, unpack
 from gate.backbone.families.qwen_image import BEFORE
 from gate.data import load_data
 from gate.request import Batch
+from gate.testing import check_technique
 
 SIZES = {"flux": 64, "qwen-image": 64, "z-image": 64}  # their configs name none
 TEXT = [name for name in PIPELINES if name != "unconditional"]
@@ -217,3 +218,15 @@ def test_sdxl_is_told_sizes_and_the_empty_prompt_is_zeros(backbones: dict[str, B
     assert given.time_ids[0].tolist() == [64, 64, 0, 0, 64, 64]
     assert float(given.prompt_embeds[0].abs().max()) == float(given.pooled[0].abs().max()) == 0.0
     assert float(given.pooled[1].abs().max()) > 0
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
+@pytest.mark.parametrize(
+    "technique", ["prompt", "guidance-cfg", "timestep-ensemble", "ddim-inversion[steps=2]"]
+)
+def test_techniques_keep_their_contract_here(
+    family: str, technique: str, backbones: dict[str, Backbone]
+) -> None:
+    backbone = backbones[family]
+    report = check_technique(technique, backbone, load_data("scenes-held-out", n=4, size=backbone.image_size))
+    assert report.ok, str(report)
