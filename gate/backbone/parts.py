@@ -30,7 +30,12 @@ def load_parts(
             if part == "scheduler":
                 parts[part] = json.loads((where / "scheduler_config.json").read_text(encoding="utf-8"))
                 continue
-            cls: Any = part_class(name, *part_of(index, part))
+            library, named = part_of(index, part)
+            if part.startswith("tokenizer") and named.endswith(
+                "Processor"
+            ):  # of its parts, only the words are read
+                library, named = "transformers", "AutoTokenizer"
+            cls: Any = part_class(name, library, named)
             if not issubclass(cls, nn.Module):
                 parts[part] = cls.from_pretrained(where, local_files_only=True)
                 continue

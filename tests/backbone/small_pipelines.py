@@ -480,6 +480,42 @@ def z_image(folder: Path) -> Path:
     return save(folder, "ZImagePipeline", parts)
 
 
+def flux2(folder: Path) -> Path:
+    from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+    from transformers import Qwen3ForCausalLM
+
+    tokenizer = byte_tokenizer("Qwen2Tokenizer")
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+    )
+    vae.bn.running_mean.uniform_(-1, 1)
+    vae.bn.running_var.uniform_(0.5, 2)
+    parts = {
+        "vae": vae,
+        "text_encoder": Qwen3ForCausalLM(decoder_config("Qwen3Config", len(tokenizer), layers=28)),
+        "tokenizer": tokenizer,
+        "transformer": Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=3 * WIDTH,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=False,
+        ),
+        "scheduler": flow(shift=3.0, use_dynamic_shifting=True),
+    }
+    return save(folder, "Flux2KleinPipeline", parts, is_distilled=True)
+
+
 PIPELINES: dict[str, Callable[[Path], Path]] = {
     "unet": stable_diffusion,
     "sdxl": sdxl,
@@ -492,6 +528,7 @@ PIPELINES: dict[str, Callable[[Path], Path]] = {
     "sana": sana,
     "qwen-image": qwen_image,
     "z-image": z_image,
+    "flux2": flux2,
 }
 
 

@@ -18,7 +18,7 @@ from gate.data import load_data
 from gate.request import Batch
 from gate.testing import check_technique
 
-SIZES = {"flux": 64, "qwen-image": 64, "z-image": 64}  # their configs name none
+SIZES = {"flux": 64, "qwen-image": 64, "z-image": 64, "flux2": 64}  # their configs name none
 TEXT = [name for name in PIPELINES if name != "unconditional"]
 
 
@@ -125,7 +125,7 @@ def test_a_call_is_what_the_pipeline_itself_makes(
     text = "a cat"
     if family == "qwen-image":  # it counts the template's tokens by heart, of the real vocabulary
         pipeline.prompt_template_encode_start_idx = len(backbone.tokenizer(BEFORE).input_ids)
-    pipeline(text, output_type="pt" if family == "pixel-unet" else "latent", **_options(family, backbone))
+    pipeline(prompt=text, output_type="pt" if family == "pixel-unet" else "latent", **_options(family, backbone))
     args, kwargs, output = seen[0]
     inputs = dict(zip(("x", "t"), args, strict=False))
     x = inputs.get("x", kwargs.get("hidden_states"))
@@ -134,6 +134,8 @@ def test_a_call_is_what_the_pipeline_itself_makes(
     side = backbone.side
     if family in ("flux", "qwen-image"):
         x, output, t = unpack(x, side // 2, side // 2), unpack(output, side // 2, side // 2), t * 1000
+    elif family == "flux2":
+        x, output, t = (*(v.transpose(1, 2).reshape(len(v), -1, side, side) for v in (x, output)), t * 1000)
     elif family == "z-image":
         x, output, t = x[0][:, 0][None], -output[0][:, 0][None], 1000 - t * 1000
     elif family == "sana":
