@@ -118,6 +118,7 @@ def prepare(
 ) -> Bench:
     """Latents, folds and the vanilla reference at t = 0, once for all techniques."""
     layers = resolve_layers(config.layers, backbone.layer_paths)
+    backbone.calibrate(layers)
     size = auto_batch_size(backbone) if config.batch_size == "auto" else config.batch_size
     x0 = torch.cat(
         [backbone.encode(pixels(samples[i : i + size].samples)) for i in range(0, len(samples), size)]

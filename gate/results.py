@@ -50,6 +50,9 @@ def assemble(
         "schema_version": SCHEMA_VERSION,
         "gate_version": __version__,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "dropped_channels": {
+            k: v.tolist() for k, v in getattr(bench.backbone, "massive", {}).items() if len(v)
+        },
         "seeds": [bench.config.seed + s for s in range(bench.config.seeds)],
         "axes": _axes(bench, [VANILLA, *names]),
         "data": {"name": bench.samples.name, "n": len(bench.samples), "skipped": list(bench.samples.skipped)},

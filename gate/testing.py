@@ -171,6 +171,7 @@ class _Bench:
         known = self.backbone.layer_paths
         wanted = [layer for layer in ("mid", "up0", "up1", "up2", "up3") if layer in known]
         self.layers = tuple(wanted or list(known)[:1])
+        self.backbone.calibrate(self.layers)
 
     def fitted(self, neutral: bool = False) -> Technique:
         """The technique after `fit`, which happens once; with neutral settings instead where asked."""

@@ -91,7 +91,7 @@ class Backbone(abc.ABC):
 
         with capture(self.denoiser, {k: self.layer_paths[k] for k in layers}) as seen:
             prediction = self.predict(request)
-            features = {layer: seen[layer] for layer in layers}
+            features = {layer: self.settled(layer, seen[layer]) for layer in layers}
         self.calls += len(request.x_t)
         for layer, value in {**features, "output": prediction}.items():
             if not bool(torch.isfinite(value).all()):
@@ -100,6 +100,13 @@ class Backbone(abc.ABC):
                     "try --dtype float32."
                 )
         return Response(prediction, self.schedule.x0_from(prediction, request.x_t, request.t), features)
+
+    def calibrate(self, layers: Sequence[str]) -> None:  # noqa: B027
+        """Look at these layers before they are used; a family may find channels that are not worth keeping."""
+
+    def settled(self, layer: str, feature: Tensor) -> Tensor:
+        """A feature as it is handed out, (b, c, h, w), by what `calibrate` found."""
+        return feature
 
     def batch(
         self,
@@ -133,6 +140,7 @@ class Backbone(abc.ABC):
         chosen = create_technique(technique) if isinstance(technique, str) and technique else technique
         active = chosen or Technique()
         wanted = resolve_layers(layers, self.layer_paths)
+        self.calibrate(wanted)
         active.check(self, samples)
         active.fit(self, samples)
         parts: dict[str, list[Tensor]] = {layer: [] for layer in wanted}

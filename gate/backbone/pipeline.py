@@ -10,16 +10,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gate.backbone import layers as known_layers
+from gate.backbone.capture import capture
 from gate.backbone.contract import Backbone
 from gate.backbone.layers import LayerInfo, layer_paths
+from gate.backbone.massive import massive_channels, without
 from gate.errors import ConfigurationError, UsageError
 from gate.request import Conditioning, Request
+from gate.sample import Sample
 from gate.schedule import NoiseSchedule
 
+CALIBRATION = 50  # the timestep at which massive channels are looked for
 DEFAULT_SIDE = 128  # of the latent, where a denoiser's config names no size: 1024 px for most
 
 
@@ -65,6 +70,7 @@ class PipelineBackbone(Backbone):
         self.image_size = self._chosen_size(image_size)
         self.schedule = NoiseSchedule.from_config(parts["scheduler"], tokens=(self.side // self.unit) ** 2)
         self._prompts: dict[str, Conditioning] = {}
+        self.massive: dict[str, Tensor] = {}
 
     # what a family says of itself
 
@@ -236,6 +242,20 @@ class PipelineBackbone(Backbone):
 
     def layers(self) -> list[LayerInfo]:
         return list_layers(type(self.denoiser).__name__, self._config)
+
+    def calibrate(self, layers: Sequence[str]) -> None:
+        """Find the massive channels of a transformer's layers, on noise that depends on nothing but the model."""
+        new = {layer: self.layer_paths[layer] for layer in layers if layer not in self.massive}
+        if not new or not part_of(self.index, "transformer")[1]:
+            return
+        sample = Sample(np.full((self.image_size, self.image_size, 3), 128, np.uint8))
+        with torch.no_grad(), capture(self.denoiser, new) as seen:
+            self.predict(self.batch([sample]).request(min(CALIBRATION, len(self.schedule) - 1), 0))
+        self.massive |= {layer: massive_channels(seen[layer]) for layer in new if seen[layer].ndim == 4}
+
+    def settled(self, layer: str, feature: Tensor) -> Tensor:
+        channels = self.massive.get(layer)
+        return feature if channels is None else without(feature, channels)
 
     def predict(self, request: Request) -> Tensor:
         x = request.x_t.to(self.dtype)
