@@ -125,7 +125,9 @@ def test_a_call_is_what_the_pipeline_itself_makes(
     text = "a cat"
     if family == "qwen-image":  # it counts the template's tokens by heart, of the real vocabulary
         pipeline.prompt_template_encode_start_idx = len(backbone.tokenizer(BEFORE).input_ids)
-    pipeline(prompt=text, output_type="pt" if family == "pixel-unet" else "latent", **_options(family, backbone))
+    pipeline(
+        prompt=text, output_type="pt" if family == "pixel-unet" else "latent", **_options(family, backbone)
+    )
     args, kwargs, output = seen[0]
     inputs = dict(zip(("x", "t"), args, strict=False))
     x = inputs.get("x", kwargs.get("hidden_states"))
@@ -232,3 +234,14 @@ def test_techniques_keep_their_contract_here(
     backbone = backbones[family]
     report = check_technique(technique, backbone, load_data("scenes-held-out", n=4, size=backbone.image_size))
     assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_half_precision_is_near_float32(
+    family: str, backbones: dict[str, Backbone], folders: dict[str, Path]
+) -> None:
+    half = gate.load_backbone(
+        str(folders[family]), device="cpu", dtype="bfloat16", image_size=SIZES.get(family)
+    )
+    a, b = (x.predict(_batch(x).request(50, 0)).float() for x in (backbones[family], half))
+    assert float((a - b).abs().max() / a.abs().max()) < 0.05

@@ -40,5 +40,5 @@ class ZImage(PipelineBackbone):
         assert given.mask is not None
         prompts = [row[kept.bool()] for row, kept in zip(given.prompt_embeds, given.mask, strict=True)]
         images = list(x[:, :, None].unbind(0))
-        output = self.denoiser(images, (1 - t / 1000).to(x), prompts, return_dict=False)[0]
+        output = self.denoiser(images, 1 - t.float() / 1000, prompts, return_dict=False)[0]
         return -torch.stack(list(output))[:, :, 0]
