@@ -46,7 +46,10 @@ def load_parts(
             if variant_of(where):
                 options["variant"] = variant_of(where)
             parts[part] = cls.from_pretrained(where, use_safetensors=True, local_files_only=True, **options)
-    except (OSError, ImportError) as error:
+    except ImportError as error:
+        first = next(line for line in str(error).splitlines() if line.strip())
+        raise ConfigurationError(f"{name} needs a package that is not installed: {first.strip()}") from error
+    except OSError as error:
         first = str(error).strip().splitlines()[0]
         raise MissingWeightsError(f"{name} is not complete in its folder: {first}") from error
     return parts
