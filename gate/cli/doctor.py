@@ -153,3 +153,13 @@ def _plugins() -> Iterator[Check]:
             todo = f"upgrade or remove it: pip uninstall {plugin.distribution}"
             yield Check(f"{kind} {plugin.name}", "broken", f"{plugin.distribution}: {plugin.error}", todo)
         yield Check(f"{kind}s", "ok", f"{len(every) - len(broken)} load")
+    yield from _families()
+
+
+def _families() -> Iterator[Check]:
+    from gate.backbone.families import families, plugins
+
+    for name, family in plugins().items():
+        if isinstance(family, str):
+            yield Check(f"family {name}", "broken", family, "upgrade or remove the package that brings it")
+    yield Check("families", "ok", ", ".join(sorted(family.family for family in families())))

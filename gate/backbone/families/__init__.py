@@ -20,10 +20,10 @@ GROUP = "gate.families"
 
 @functools.cache
 def families() -> tuple[type[PipelineBackbone], ...]:
-    """Every family that can be loaded, strangers' first: they may know better."""
+    """Every family that loads, strangers' first: they may know better."""
     from gate.backbone.pipeline import PipelineBackbone
 
-    found = [point.load() for point in entry_points(group=GROUP)]
+    found = [family for family in plugins().values() if not isinstance(family, str)]
     for module in pkgutil.iter_modules(__path__):
         read = importlib.import_module(f"{__name__}.{module.name}")
         found += [
@@ -32,3 +32,19 @@ def families() -> tuple[type[PipelineBackbone], ...]:
             if inspect.isclass(cls) and issubclass(cls, PipelineBackbone) and cls.__module__ == read.__name__
         ]
     return tuple(found)
+
+
+@functools.cache
+def plugins() -> dict[str, type[PipelineBackbone] | str]:
+    """Strangers' families by name; a text is why one does not load. A broken one is listed, never fatal."""
+    from gate.backbone.pipeline import PipelineBackbone
+
+    found: dict[str, type[PipelineBackbone] | str] = {}
+    for point in entry_points(group=GROUP):
+        try:
+            cls = point.load()
+            good = inspect.isclass(cls) and issubclass(cls, PipelineBackbone)
+            found[point.name] = cls if good else f"{point.value} is not a PipelineBackbone"
+        except Exception as error:  # whatever a stranger's module raises
+            found[point.name] = f"{type(error).__name__}: {error}"
+    return found
