@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import gate
 from gate.config import ScreenConfig, make_config
 from gate.errors import ConfigurationError, UsageError
 from gate.schedule import NoiseSchedule
@@ -90,3 +93,26 @@ def test_noise_and_prediction_of_flow_are_consistent() -> None:
     x_t = schedule.add_noise(x0, eps, t)
     torch.testing.assert_close(schedule.x0_from(eps - x0, x_t, t), x0)
     torch.testing.assert_close(schedule.eps_from(eps - x0, x_t, t), eps)
+
+
+def test_a_screening_at_an_alpha_bar_is_one_at_its_timestep(tmp_path: Path) -> None:
+    def run(name: str, **levels: object) -> dict[str, Any]:
+        return gate.screen(
+            techniques=["shared-timestep"],
+            samples=8,
+            seeds=1,
+            probes=[],
+            image_samples=0,
+            resamples=200,
+            device="cpu",
+            output=str(tmp_path / name),
+            **levels,
+        ).results
+
+    plain = run("t", timesteps=[50])
+    level = run("a", alpha_bar=plain["axes"]["alpha_bar"])
+    noise = run("s", sigma=plain["axes"]["sigma"])
+    assert plain["axes"] == level["axes"] == noise["axes"]
+    assert plain["ranking"][0]["score"] == level["ranking"][0]["score"] == noise["ranking"][0]["score"]
+    assert plain["axes"]["sigma"][0] ** 2 + plain["axes"]["alpha_bar"][0] == pytest.approx(1)
+    assert level["config"]["timesteps"] == [50] and level["config"]["alpha_bar"] is None  # what resume reads
