@@ -338,6 +338,6 @@ def find_family(name: str, index: Mapping[str, Any]) -> type[PipelineBackbone]:
 
 
 def list_layers(cls: str, config: Mapping[str, Any]) -> list[LayerInfo]:
-    """TEMPORARY."""
+    """The layers of a denoiser class with this config, without weights."""
     made = getattr(known_layers, "denoiser_layers", None)
     return made(cls, config) if made else known_layers.unet_layers(config)
