@@ -6,18 +6,16 @@ Every drawing function takes an image (h, w, 3) uint8 RGB and gives one of the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gate.control_images import DEPTH_MODEL, NAMES
 from gate.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from gate.request import Batch
 
 Image = NDArray[np.uint8]
 TANGENT = 0.4142135623730951  # of 22.5 degrees: a gradient flatter than this is compared left and right
@@ -95,8 +93,6 @@ def tile(image: Image, *, factor: int = 4) -> Image:
 
 
 CONTROLS: dict[str, Callable[[Image], Image]] = {"canny": canny, "soft-edges": soft_edges, "tile": tile}
-DEPTH_MODEL = "Intel/dpt-large"
-NAMES = (*CONTROLS, "depth")
 
 
 def drawer(control: str, depth_model: str = DEPTH_MODEL) -> Callable[[Image], Image]:
@@ -119,29 +115,3 @@ def as_tensor(draw: Callable[[Image], Image], images: Iterable[Image]) -> Tensor
 
     drawn = [torch.from_numpy(draw(image).copy()).permute(2, 0, 1) for image in images]
     return torch.stack(drawn).float() / 255
-
-
-@dataclass
-class ControlImages:
-    """The control images of samples, each drawn once."""
-
-    depth_model: str = DEPTH_MODEL
-    _drawers: dict[str, Callable[[Image], Image]] = field(default_factory=dict)
-    _drawn: dict[str, Tensor] = field(default_factory=dict)
-
-    def prepare(self, control: str) -> None:
-        """Load what draws it; raises MissingWeightsError."""
-        if control not in self._drawers:
-            self._drawers[control] = drawer(control, self.depth_model)
-
-    def of(self, control: str, batch: Batch) -> Tensor:
-        """(b, 3, H, W) in [0, 1]."""
-        import torch
-
-        self.prepare(control)
-        keys = [f"{control}/{sample.id}" for sample in batch.samples]
-        for key, sample in zip(keys, batch.samples, strict=True):
-            if key not in self._drawn:
-                self._drawn[key] = as_tensor(self._drawers[control], [sample.image])[0]
-        images = torch.stack([self._drawn[key] for key in keys])
-        return images.to(batch.backbone.device, batch.backbone.dtype)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gate.companions import companion, cross_width, load_network
-from gate.control import DEPTH_MODEL, ControlImages
+from gate.control_images import DEPTH_MODEL, ControlImages
 from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError
 from gate.technique import Cost, Technique, descend
 
@@ -45,6 +45,7 @@ class ControlNet(Technique):
     name = "controlnet"
     summary = "Denoise under the input's own edges, through a ControlNet."
     source = "Meng et al. 2024 (arXiv 2410.06719), section 5.3; Zhang et al. 2023 (arXiv 2302.05543)"
+    families = frozenset({"unet", "sdxl"})
     leak = "the control image is made from the input's own pixels"
     neutral: ClassVar = {"scale": 0.0, "lead": 0}
     compositions = ("prompt+controlnet", "prompt+controlnet+lora")
@@ -120,6 +121,7 @@ class ControlNet(Technique):
                 encoder_hidden_states=request.conditioning.prompt_embeds,
                 controlnet_cond=self._images.of(control, batch),
                 conditioning_scale=scale,
+                added_cond_kwargs=backbone.added(request.conditioning),  # type: ignore[attr-defined]
                 return_dict=False,
             )
             before = residuals.get("down_block_additional_residuals")

@@ -40,6 +40,7 @@ class IpAdapter(Technique):
     name = "ip-adapter"
     summary = "Prompt with the input image itself, through an IP-Adapter."
     source = "Ye et al. 2023 (arXiv 2308.06721), section 3.2; rejected by Meng et al. 2024, section 5.2"
+    families = frozenset({"unet", "sdxl"})
     leak = "the image prompt is made from the input's own pixels"
     neutral: ClassVar = {"scale": 0.0}
 

@@ -34,6 +34,7 @@ class Lora(Technique):
     name = "lora"
     summary = "Merge a LoRA of the images' domain into the weights."
     source = "Meng et al. 2024 (arXiv 2410.06719), section 5.3; Hu et al. 2022 (arXiv 2106.09685)"
+    families = frozenset({"unet", "sdxl"})
     neutral: ClassVar = {"scale": 0.0}
     variants: ClassVar = {"lora-over-fitted": {"over_fitted": True}}
 

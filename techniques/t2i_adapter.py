@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gate.companions import companion, cross_width, load_network
-from gate.control import NAMES, ControlImages
+from gate.control_images import NAMES, ControlImages
 from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError
 from gate.technique import Technique
 
@@ -38,6 +38,7 @@ class T2iAdapter(Technique):
     name = "t2i-adapter"
     summary = "Denoise under the input's own edges, through a T2I-Adapter."
     source = "Mou et al. 2023 (arXiv 2302.08453), section 3.2"
+    families = frozenset({"unet", "sdxl"})
     leak = "the control image is made from the input's own pixels"
     neutral: ClassVar = {"scale": 0.0}
 

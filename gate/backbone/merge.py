@@ -80,11 +80,11 @@ def lora_weights(backbone: Backbone, source: str, weight_name: str, scale: float
     marks = {name: dict(vars(module)) for name, module in parts.items()}
     try:
         Loader.load_lora_into_unet(state, alphas, unet, adapter_name=ADAPTER, metadata=metadata)
-        if any(key.startswith("text_encoder.") for key in state):
-            text_encoder = parts["text_encoder"]
-            Loader.load_lora_into_text_encoder(
-                state, alphas, text_encoder, adapter_name=ADAPTER, metadata=metadata
-            )
+        for part in parts:
+            if part.startswith("text_encoder") and any(key.startswith(f"{part}.") for key in state):
+                Loader.load_lora_into_text_encoder(
+                    state, alphas, parts[part], prefix=part, adapter_name=ADAPTER, metadata=metadata
+                )
         _merge(parts, scale)
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gate.errors import unknown_name
+from gate.errors import ConfigurationError, unknown_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,6 +34,11 @@ def create_trainer(config: FitConfig, backbone: Backbone, samples: SampleSet) ->
     """The trainer of `config.name`, attached to the backbone. Raises UsageError for an unknown name."""
     if config.name not in _HOMES:
         raise unknown_name("fit", config.name, _HOMES, listing="gate fit --help")
+    if backbone.family != "unet":
+        raise ConfigurationError(
+            f"gate fit serves latent UNets with one text encoder (Stable Diffusion 1 and 2 and kin); {backbone.name} "
+            f"is {backbone.family}. Public weights for it can be screened all the same."
+        )
     module, _, name = _HOMES[config.name].partition(":")
     trainer: Trainer = getattr(importlib.import_module(module), name)(backbone, config, samples)
     return trainer

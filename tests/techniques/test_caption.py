@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from gate.backbone import Backbone
-from gate.control import ControlImages, drawer
+from gate.control import CONTROLS, drawer
+from gate.control_images import NAMES, ControlImages
 from gate.errors import UnsuitableError, UsageError
 from gate.registry import create_technique
 from gate.sample import SampleSet
@@ -120,5 +121,6 @@ def test_depth_without_an_estimator_is_a_sentence(tiny: Backbone, scenes: Sample
     )
     with pytest.raises(UnsuitableError, match="hf download somebody/depth"):
         missing.check(tiny, scenes)
+    assert (*CONTROLS, "depth") == NAMES
     with pytest.raises(UsageError, match="choose canny"):
         drawer("dept")
