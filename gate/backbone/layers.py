@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gate.errors import unknown_name
+from gate.errors import ConfigurationError, unknown_name
 
 PAPER_LAYERS = ("up0", "up1", "up2", "up3")  # the output of each resolution of the up path (paper, section 3)
 
@@ -93,6 +93,10 @@ def resolve_layers(wanted: Iterable[str], known: Mapping[str, str]) -> tuple[str
             if layer not in known:
                 raise unknown_name("layer", layer, known, listing="gate list layers")
             chosen[layer] = None
+    if not chosen:
+        raise ConfigurationError(
+            "No layer is chosen: this denoiser's layers have no names here; only UNets' have."
+        )
     return tuple(chosen)
 
 

@@ -340,4 +340,15 @@ def find_family(name: str, index: Mapping[str, Any]) -> type[PipelineBackbone]:
 def list_layers(cls: str, config: Mapping[str, Any]) -> list[LayerInfo]:
     """The layers of a denoiser class with this config, without weights."""
     made = getattr(known_layers, "denoiser_layers", None)
-    return made(cls, config) if made else known_layers.unet_layers(config)
+    if made:
+        return made(cls, config)
+    if (
+        cls != "UNet2DConditionModel"
+        or config.get("addition_embed_type")
+        or config.get("encoder_hid_dim_type")
+    ):
+        raise ConfigurationError(
+            f"The layers of a {cls} like this one cannot be listed without weights; only those of Stable Diffusion 1 "
+            "and 2 and kin can."
+        )
+    return known_layers.unet_layers(config)
