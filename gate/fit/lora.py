@@ -30,7 +30,7 @@ class LoraTrainer(Trainer):
     removed more eps error (15 against 11 % at t = 50) and no content shift."""
 
     def __init__(self, backbone: Backbone, config: FitConfig, samples: SampleSet) -> None:
-        from peft import LoraConfig
+        from peft import LoraConfig, inject_adapter_in_model
 
         self.backbone = backbone
         parts: dict[str, Any] = dict(backbone.components)
@@ -42,18 +42,24 @@ class LoraTrainer(Trainer):
         self.text_rate = (0.0 if small else 5e-5) if config.text_rate is None else config.text_rate
         self.steps = 150 if small else 1500
         self._marks = {name: dict(vars(module)) for name, module in parts.items()}
+        self.trained: list[tuple[str, Any, tuple[str, ...], float]] = [
+            ("unet", self.unet, UNET_TARGETS, self.rate)
+        ]
+        if self.text_rate:
+            self.trained.append(("text_encoder", self.text_encoder, TEXT_TARGETS, self.text_rate))
+        self.text_encoder.requires_grad_(False)
         with seeded(config.seed):  # peft draws A from the global state
-            for module, targets in ((self.unet, UNET_TARGETS), (self.text_encoder, TEXT_TARGETS)):
-                module.add_adapter(
-                    LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(targets)), ADAPTER
+            for _, module, targets, _ in self.trained:
+                # peft's own call: a model's add_adapter asks for versions of peft that may not exist yet
+                inject_adapter_in_model(
+                    LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(targets)),
+                    module,
+                    ADAPTER,
                 )
         self.groups = [
             {"params": [p for p in module.parameters() if p.requires_grad], "lr": rate}
-            for module, rate in ((self.unet, self.rate), (self.text_encoder, self.text_rate))
-            if rate > 0
+            for _, module, _, rate in self.trained
         ]
-        if not self.text_rate:
-            self.text_encoder.requires_grad_(False)
 
     def predict(self, x_t: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:
         embeds = self.backbone.encode_texts(texts)
@@ -64,19 +70,11 @@ class LoraTrainer(Trainer):
         from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
         from peft.utils import get_peft_model_state_dict
 
-        layers = [
-            get_peft_model_state_dict(module, adapter_name=ADAPTER)
-            for module in (self.unet, self.text_encoder)
-        ]
-        Loader.save_lora_weights(
-            folder,
-            unet_lora_layers=layers[0],
-            text_encoder_lora_layers=layers[1] if self.text_rate else None,
-            unet_lora_adapter_metadata=self.unet.peft_config[ADAPTER].to_dict(),
-            text_encoder_lora_adapter_metadata=self.text_encoder.peft_config[ADAPTER].to_dict()
-            if self.text_rate
-            else None,
-        )
+        given: dict[str, Any] = {}
+        for part, module, _, _ in self.trained:
+            given[f"{part}_lora_layers"] = get_peft_model_state_dict(module, adapter_name=ADAPTER)
+            given[f"{part}_lora_adapter_metadata"] = module.peft_config[ADAPTER].to_dict()
+        Loader.save_lora_weights(folder, **given)
 
     def facts(self) -> dict[str, Any]:
         count = sum(p.numel() for p in self.parameters)
@@ -90,15 +88,21 @@ class LoraTrainer(Trainer):
 
     @contextlib.contextmanager
     def switched_off(self) -> Iterator[None]:
-        for module in (self.unet, self.text_encoder):
-            module.disable_adapters()
+        self._switch(False)
         try:
             yield
         finally:
-            for module in (self.unet, self.text_encoder):
-                module.enable_adapters()
+            self._switch(True)
+
+    def _switch(self, on: bool) -> None:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for _, module, _, _ in self.trained:
+            for layer in module.modules():
+                if isinstance(layer, BaseTunerLayer):
+                    layer.enable_adapters(on)
 
     def release(self) -> None:
         unload(self.backbone.components, self._marks)
-        for module in (self.unet, self.text_encoder):
+        for _, module, _, _ in self.trained:
             module.requires_grad_(False)
