@@ -61,6 +61,17 @@ class ScreenConfig(BaseModel):
             return tuple(split_names(value))
         return value
 
+    @field_validator("layers")
+    @classmethod
+    def _read(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """JSON layer files become the layers that they name: the run then says by itself what it did."""
+        if not any(name.endswith(".json") for name in value):
+            return value
+        from gate.backbone.aliases import read_layer_file
+
+        named = [read_layer_file(name) if name.endswith(".json") else [name] for name in value]
+        return tuple(layer for names in named for layer in names)
+
     @field_validator("timesteps", "alpha_bar", "sigma", mode="before")
     @classmethod
     def _numbers(cls, value: Any) -> Any:

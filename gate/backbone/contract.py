@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gate.backbone.layers import LayerInfo, resolve_layers
+from gate.backbone.layers import LayerInfo, is_map, resolve_layers
 from gate.errors import NonFiniteError
 from gate.request import Batch, Conditioning, Request, Response
 from gate.sample import Sample
@@ -86,12 +86,20 @@ class Backbone(abc.ABC):
         """Hash of the weights' files: 16 hexadecimal digits."""
 
     def denoise(self, request: Request, layers: Sequence[str] = ()) -> Response:
-        """One denoiser call with the wanted activations. Raises NonFiniteError naming the layer."""
-        from gate.backbone.capture import capture
+        """One denoiser call with the wanted activations, (b, c, h, w); of a map (b, heads x keys, h, w).
+
+        Raises NonFiniteError naming the layer.
+        """
+        from gate.backbone.capture import capture, spatial
 
         with capture(self.denoiser, {k: self.layer_paths[k] for k in layers}) as seen:
             prediction = self.predict(request)
-            features = {layer: self.settled(layer, seen[layer]) for layer in layers}
+            grid = (request.x_t.shape[-2], request.x_t.shape[-1])
+            maps = {layer for layer in layers if is_map(self.layer_paths[layer])}
+            features = {
+                layer: spatial(seen[layer], grid) if layer in maps else self.settled(layer, seen[layer])
+                for layer in layers
+            }
         self.calls += len(request.x_t)
         for layer, value in {**features, "output": prediction}.items():
             if not bool(torch.isfinite(value).all()):
@@ -131,7 +139,10 @@ class Backbone(abc.ABC):
         seed: int = 0,
         batch_size: int = 8,
     ) -> dict[str, Tensor]:
-        """Features {layer: (n, c, h, w)} on the CPU. images: Samples, PIL images or (h, w, 3) uint8 arrays."""
+        """Features {layer: (n, c, h, w)} on the CPU; maps are (n, heads, positions, keys).
+
+        images: Samples, PIL images or (h, w, 3) uint8 arrays. layers: ids, aliases, presets.
+        """
         from gate.data import as_samples
         from gate.registry import create_technique
         from gate.technique import Technique, run
@@ -150,7 +161,18 @@ class Backbone(abc.ABC):
                 request = batch.request(timestep, seed, active.condition(batch.neutral, batch))
                 for layer, value in run(active, request, wanted).features.items():
                     parts[layer].append(value.cpu())
-        return {layer: torch.cat(values) for layer, values in parts.items()}
+        made = {layer: torch.cat(values) for layer, values in parts.items()}
+        if any(is_map(self.layer_paths[layer]) for layer in wanted):
+            for row in self.layers():
+                if row.is_map and row.id in made:
+                    made[row.id] = _as_map(made[row.id], row.channels)
+        return made
+
+
+def _as_map(feature: Tensor, heads: int) -> Tensor:
+    """(n, heads x keys, h, w) -> (n, heads, positions, keys): the inverse of `capture.spatial`."""
+    n, k = len(feature), feature.shape[1] // heads
+    return feature.reshape(n, heads, k, -1).transpose(2, 3)
 
 
 def pixels(samples: Sequence[Sample]) -> Tensor:

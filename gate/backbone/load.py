@@ -12,7 +12,7 @@ from gate.backbone.contract import Backbone
 from gate.backbone.hub import fetch, is_hub_id, missing_files, pipeline_folder, read_index
 from gate.backbone.layers import LayerInfo
 from gate.backbone.memory import keep_freed_memory
-from gate.errors import MissingWeightsError, UsageError
+from gate.errors import ConfigurationError, MissingWeightsError, UsageError
 
 __all__ = ["choose_device", "choose_dtype", "config_layers", "load_backbone", "pipeline_folder"]
 
@@ -94,13 +94,50 @@ def _completed(name: str, revision: str | None, missing: list[str]) -> Path:
 
 
 def config_layers(name: str, revision: str | None = None) -> list[LayerInfo]:
-    """The layers of a backbone without its weights: from its denoiser's config. name: as for `load_backbone`."""
+    """The layers of a backbone without its weights: from its denoiser's config.
+
+    name: as for `load_backbone`, or a denoiser's own config.json or its folder. Raises ConfigurationError.
+    """
+    from gate.backbone.parts import single_file
+    from gate.backbone.pipeline import find_family, part_of
+    from gate.backbone.sketch import sketched_layers
+
+    path = Path(name).expanduser()
+    bare = path if path.suffix == ".json" else path / "config.json"
+    if bare.is_file():
+        return _layers_of(name, bare)
+    if single_file(name):
+        raise UsageError(
+            f"{name} holds weights alone; list the layers of the folder or hub id whose configs it has."
+        )
     folder = pipeline_folder(name, revision)
     for part in ("unet", "transformer"):
         file = folder / part / "config.json"
         if file.is_file():
+            index = read_index(name, folder)
             config = json.loads(file.read_text(encoding="utf-8"))
-            from gate.backbone.pipeline import list_layers
-
-            return list_layers(config["_class_name"], config)
+            return sketched_layers(find_family(name, index), part_of(index, part)[1], config)
     raise MissingWeightsError(f"{name} has no denoiser config in its folder.")
+
+
+def _layers_of(name: str, file: Path) -> list[LayerInfo]:
+    """Of a denoiser's config alone: by the first family that can call it."""
+    from gate.backbone.families import families
+    from gate.backbone.sketch import sketched_layers
+
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        cls = str(config["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{name} is no config of a diffusers denoiser: it has no _class_name.") from error
+    reasons = []
+    for family in families():
+        if cls in family.denoisers:
+            try:
+                return sketched_layers(family, cls, config)
+            except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+                reasons.append(str(error).strip().splitlines()[0])
+    if reasons:
+        raise ConfigurationError(f"The {cls} of {name} cannot be called: {reasons[-1]}")
+    known = sorted({denoiser for family in families() for denoiser in family.denoisers})
+    raise ConfigurationError(f"{name} is a {cls}, which no family serves; they serve {', '.join(known)}.")

@@ -14,30 +14,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gate.backbone import layers as known_layers
 from gate.backbone.capture import capture
 from gate.backbone.contract import Backbone
-from gate.backbone.layers import LayerInfo, layer_paths
+from gate.backbone.layers import LayerInfo, is_map, layer_paths
 from gate.backbone.massive import massive_channels, without
+from gate.backbone.sketch import sketched_layers
 from gate.errors import ConfigurationError, UsageError
 from gate.request import Conditioning, Request
 from gate.sample import Sample
 from gate.schedule import NoiseSchedule
 
 CALIBRATION = 50  # the timestep at which massive channels are looked for
-DEFAULT_SIDE = 128  # of the latent, where a denoiser's config names no size: 1024 px for most
 
 
 class PipelineBackbone(Backbone):
     """A pipeline in diffusers' format. A family says what is its own: `serves`, `describe` and `call`.
 
     Facts: `denoisers`, diffusers' classes that it calls; `half`, what `--dtype auto` is on a GPU; `patch`, how many
-    latent positions a side become one token (None: the config's patch_size).
+    latent positions a side become one token (None: the config's patch_size); `packed`, whether the family does that
+    itself; `default_side`, of the latent, where a denoiser's config names no size: 1024 px.
     """
 
     denoisers: ClassVar[frozenset[str]] = frozenset()
     half: ClassVar[torch.dtype] = torch.bfloat16
     patch: ClassVar[int | None] = None
+    packed: ClassVar[bool] = False
+    default_side: ClassVar[int] = 128
     denoiser: Any
     vae: Any = None
     text_encoder: Any = None
@@ -87,6 +89,11 @@ class PipelineBackbone(Backbone):
     def call(self, x: Tensor, t: Tensor, given: Conditioning, request: Request) -> Tensor:
         """The denoiser's output, (b, c, h, w) or twice the channels. x: (b, c, h, w) in `dtype`; t: (b,), as told."""
 
+    @classmethod
+    @abc.abstractmethod
+    def blank(cls, config: Mapping[str, Any]) -> Conditioning:
+        """A conditioning of one row, by its shapes alone, for a denoiser with this config."""
+
     # sizes
 
     @property
@@ -107,9 +114,14 @@ class PipelineBackbone(Backbone):
         """Of the latent."""
         return self.image_size // self.factor
 
+    @classmethod
+    def native_side(cls, config: Mapping[str, Any]) -> int:
+        """Of the latent that a denoiser with this config was made for."""
+        size = config.get("sample_size") or cls.default_side
+        return int(min(size) if isinstance(size, (tuple, list)) else size)
+
     def _chosen_size(self, asked: int | None) -> int:
-        size = self._config.get("sample_size") or DEFAULT_SIDE
-        whole = int(min(size) if isinstance(size, (tuple, list)) else size) * self.factor
+        whole = self.native_side(self._config) * self.factor
         if asked is None:
             return whole
         step = self.factor * self.unit
@@ -241,17 +253,21 @@ class PipelineBackbone(Backbone):
         return layer_paths(self.denoiser)
 
     def layers(self) -> list[LayerInfo]:
-        return list_layers(type(self.denoiser).__name__, self._config)
+        return sketched_layers(type(self), type(self.denoiser).__name__, self._config)
 
     def calibrate(self, layers: Sequence[str]) -> None:
         """Find the massive channels of a transformer's layers, on noise that depends on nothing but the model."""
-        new = {layer: self.layer_paths[layer] for layer in layers if layer not in self.massive}
+        new = {
+            layer: self.layer_paths[layer]
+            for layer in layers
+            if layer not in self.massive and not is_map(self.layer_paths[layer])
+        }
         if not new or not part_of(self.index, "transformer")[1]:
             return
         sample = Sample(np.full((self.image_size, self.image_size, 3), 128, np.uint8))
         with torch.no_grad(), capture(self.denoiser, new) as seen:
             self.predict(self.batch([sample]).request(min(CALIBRATION, len(self.schedule) - 1), 0))
-        self.massive |= {layer: massive_channels(seen[layer]) for layer in new if seen[layer].ndim == 4}
+        self.massive |= {layer: massive_channels(seen[layer]) for layer in new}
 
     def settled(self, layer: str, feature: Tensor) -> Tensor:
         channels = self.massive.get(layer)
@@ -335,20 +351,3 @@ def find_family(name: str, index: Mapping[str, Any]) -> type[PipelineBackbone]:
         f"{name} is a {index.get('_class_name', 'pipeline')} with {denoiser}, which no family serves; "
         f"the families are {', '.join(sorted(f.family for f in families()))}, and docs/add-a-family.md adds one."
     )
-
-
-def list_layers(cls: str, config: Mapping[str, Any]) -> list[LayerInfo]:
-    """The layers of a denoiser class with this config, without weights."""
-    made = getattr(known_layers, "denoiser_layers", None)
-    if made:
-        return made(cls, config)
-    if (
-        cls != "UNet2DConditionModel"
-        or config.get("addition_embed_type")
-        or config.get("encoder_hid_dim_type")
-    ):
-        raise ConfigurationError(
-            f"The layers of a {cls} like this one cannot be listed without weights; only those of Stable Diffusion 1 "
-            "and 2 and kin can."
-        )
-    return known_layers.unet_layers(config)

@@ -9,28 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gate.backbone import Backbone, capture, config_layers, load_backbone, pixels, resolve_layers
-from gate.backbone.layers import layer_id
+from gate.backbone import Backbone, capture, load_backbone, pixels, resolve_layers
 from gate.errors import ConfigurationError, MissingWeightsError, NonFiniteError, UsageError
 from gate.sample import SampleSet
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("conv_in", "in"),
-        ("down_blocks.1", "down1"),
-        ("down_blocks.1.downsamplers.0", "down1.downsample"),
-        ("mid_block.attentions.0", "mid.attention0"),
-        ("up_blocks.3.attentions.2", "up3.attention2"),
-        ("up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q", "up1.attention0.block0.cross.q"),
-        ("up_blocks.1.attentions.0.transformer_blocks.0.ff", "up1.attention0.block0.ff"),
-        ("up_blocks.1.resnets.0.conv1", None),
-        ("time_embedding", None),
-    ],
-)
-def test_layer_ids(path: str, expected: str | None) -> None:
-    assert layer_id(path) == expected
 
 
 def test_every_block_of_stable_diffusion_has_its_layers(tiny: Backbone) -> None:
@@ -38,16 +19,6 @@ def test_every_block_of_stable_diffusion_has_its_layers(tiny: Backbone) -> None:
         assert f"down{i}" in tiny.layer_paths and f"up{i}" in tiny.layer_paths
         assert all(f"up{i}.resnet{j}" in tiny.layer_paths for j in range(3))
     assert "up3.attention2" in tiny.layer_paths and "up0.attention0" not in tiny.layer_paths
-
-
-def test_layers_are_listed_without_weights(tmp_path: Path, tiny: Backbone) -> None:
-    (tmp_path / "unet").mkdir()
-    shutil.copy(tiny.source / "model_index.json", tmp_path)
-    shutil.copy(tiny.source / "unet" / "config.json", tmp_path / "unet")
-    rows = config_layers(str(tmp_path))
-    assert [r.id for r in rows] == [r.id for r in tiny.layers()]
-    widths = json.loads((tmp_path / "unet" / "config.json").read_text())["block_out_channels"]
-    assert {r.id: r.channels for r in rows}["up3"] == widths[0]
 
 
 def test_unknown_layer_names_its_neighbours() -> None:

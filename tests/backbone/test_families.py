@@ -10,7 +10,7 @@ import torch
 from small_pipelines import PIPELINES, build
 
 import gate
-from gate.backbone import Backbone, config_layers, layers, resolve_layers
+from gate.backbone import Backbone, config_layers, resolve_layers
 from gate.backbone.families import families
 from gate.backbone.families.flux import pack, unpack
 from gate.backbone.families.qwen_image import BEFORE
@@ -19,10 +19,6 @@ from gate.request import Batch
 from gate.testing import check_technique
 
 SIZES = {"flux": 64, "qwen-image": 64, "z-image": 64, "flux2": 64}  # their configs name none
-WAITING = pytest.mark.skipif(not hasattr(layers, "denoiser_layers"), reason="only UNets have layer ids yet")
-LISTED = [name if name == "unet" else pytest.param(name, marks=WAITING) for name in PIPELINES]
-UNETS = ("unet", "sdxl", "pixel-unet", "unconditional")
-SCREENED = [name if name in UNETS else pytest.param(name, marks=WAITING) for name in PIPELINES]
 TEXT = [name for name in PIPELINES if name != "unconditional"]
 
 
@@ -49,7 +45,7 @@ def test_every_family_has_a_pipeline_here() -> None:
     )  # ChatGLM reads a vocabulary of its own
 
 
-@pytest.mark.parametrize("family", LISTED)
+@pytest.mark.parametrize("family", PIPELINES)
 def test_layers_are_listed_without_weights_and_extracted_as_a_plain_hook_sees_them(
     family: str, backbones: dict[str, Backbone], folders: dict[str, Path]
 ) -> None:
@@ -63,8 +59,15 @@ def test_layers_are_listed_without_weights_and_extracted_as_a_plain_hook_sees_th
         response = backbone.denoise(request, chosen)
         for layer in chosen:
             seen: list[Any] = []
-            module = backbone.denoiser.get_submodule(rows[layer].path)
-            handle = module.register_forward_hook(lambda m, a, o, seen=seen: seen.append(o))
+            where, _, what = rows[layer].path.partition(":")
+            module = backbone.denoiser.get_submodule(where)
+            if what == "in":
+                handle = module.register_forward_pre_hook(
+                    lambda m, a, k, seen=seen: seen.append(a[0] if a else k["hidden_states"]),
+                    with_kwargs=True,
+                )
+            else:
+                handle = module.register_forward_hook(lambda m, a, o, seen=seen: seen.append(o))
             backbone.predict(request)
             handle.remove()
             feature = response.features[layer]
@@ -89,7 +92,7 @@ def _differences(feature: torch.Tensor, output: Any) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("family", SCREENED)
+@pytest.mark.parametrize("family", PIPELINES)
 def test_three_techniques_are_screened(family: str, folders: dict[str, Path], tmp_path: Path) -> None:
     techniques = ["noise-ensemble[members=2]", "shared-timestep", "ddim-inversion[steps=2]"]
     if family in TEXT:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,14 @@ class Flux(PipelineBackbone):
     family = "flux"
     denoisers = frozenset({"FluxTransformer2DModel"})
     patch = 2
+    packed = True
+
+    @classmethod
+    def blank(cls, config: Mapping[str, Any]) -> Conditioning:
+        return Conditioning(
+            torch.empty(1, TOKENS, config["joint_attention_dim"]),
+            torch.empty(1, config["pooled_projection_dim"]),
+        )
 
     def describe(self, texts: Sequence[str]) -> Conditioning:
         ids, _ = self.tokenize(texts)

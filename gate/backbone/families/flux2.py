@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ class Flux2(PipelineBackbone):
     family = "flux2"
     denoisers = frozenset({"Flux2Transformer2DModel"})
     patch = 1
+    default_side = 64
 
     @property
     def factor(self) -> int:
@@ -42,6 +43,10 @@ class Flux2(PipelineBackbone):
         norm = self.vae.bn
         std = (norm.running_var + self.vae.config.batch_norm_eps).sqrt()
         return norm.running_mean.view(1, -1, 1, 1).to(like), std.view(1, -1, 1, 1).to(like)
+
+    @classmethod
+    def blank(cls, config: Mapping[str, Any]) -> Conditioning:
+        return Conditioning(torch.empty(1, TOKENS, config["joint_attention_dim"]))
 
     def describe(self, texts: Sequence[str]) -> Conditioning:
         kept = STATES.get(type(self.text_encoder).__name__, MISTRAL_STATES)

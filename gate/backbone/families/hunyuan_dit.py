@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,12 @@ class HunyuanDiT(PipelineBackbone):
 
     family = "hunyuan-dit"
     denoisers = frozenset({"HunyuanDiT2DModel"})
+
+    @classmethod
+    def blank(cls, config: Mapping[str, Any]) -> Conditioning:
+        n = config["text_len"] + config["text_len_t5"]
+        width = max(config["cross_attention_dim"], config["cross_attention_dim_t5"])
+        return Conditioning(torch.empty(1, n, width), mask=torch.ones(1, n))
 
     def describe(self, texts: Sequence[str]) -> Conditioning:
         bert, bert_mask = self.t5_states(texts, self._config["text_len"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,10 @@ class PixArt(PipelineBackbone):
 
     family = "pixart"
     denoisers = frozenset({"PixArtTransformer2DModel"})
+
+    @classmethod
+    def blank(cls, config: Mapping[str, Any]) -> Conditioning:
+        return Conditioning(torch.empty(1, 120, config["caption_channels"] or config["cross_attention_dim"]))
 
     def describe(self, texts: Sequence[str]) -> Conditioning:
         tokens = 300 if "Sigma" in str(self.index.get("_class_name")) else 120

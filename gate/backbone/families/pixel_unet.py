@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gate.backbone.pipeline import PipelineBackbone, part_of
@@ -29,6 +30,12 @@ class PixelUNet(PipelineBackbone):
         super().__init__(name, *args, **options)
         if self._config["in_channels"] != 3:
             raise ConfigurationError(f"{name} enlarges another model's images; load the first stage instead.")
+
+    @classmethod
+    def blank(cls, config: Mapping[str, Any]) -> Conditioning:
+        return Conditioning(
+            torch.empty(1, TOKENS, config["encoder_hid_dim"] or config["cross_attention_dim"])
+        )
 
     def describe(self, texts: Sequence[str]) -> Conditioning:
         states, _ = self.t5_states([text.lower().strip() for text in texts], TOKENS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from gate.backbone.families.flux import GUIDANCE, pack, unpack
@@ -24,10 +26,15 @@ class QwenImage(PipelineBackbone):
     family = "qwen-image"
     denoisers = frozenset({"QwenImageTransformer2DModel"})
     patch = 2
+    packed = True
 
     @property
     def factor(self) -> int:
         return int(2 ** len(self.vae.config.temperal_downsample))
+
+    @classmethod
+    def blank(cls, config: Mapping[str, Any]) -> Conditioning:
+        return Conditioning(torch.empty(1, TOKENS, config["joint_attention_dim"]))
 
     def describe(self, texts: Sequence[str]) -> Conditioning:
         self.tokenizer.padding_side = "right"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from gate.backbone.pipeline import PipelineBackbone
@@ -17,6 +19,10 @@ class Sana(PipelineBackbone):
 
     family = "sana"
     denoisers = frozenset({"SanaTransformer2DModel"})
+
+    @classmethod
+    def blank(cls, config: Mapping[str, Any]) -> Conditioning:
+        return Conditioning(torch.empty(1, TOKENS, config["caption_channels"]))
 
     def describe(self, texts: Sequence[str]) -> Conditioning:
         self.tokenizer.padding_side = "right"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,13 @@ class StableDiffusion3(PipelineBackbone):
 
     family = "sd3"
     denoisers = frozenset({"SD3Transformer2DModel"})
+
+    @classmethod
+    def blank(cls, config: Mapping[str, Any]) -> Conditioning:
+        return Conditioning(
+            torch.empty(1, 77 + TOKENS, config["joint_attention_dim"]),
+            torch.empty(1, config["pooled_projection_dim"]),
+        )
 
     def describe(self, texts: Sequence[str]) -> Conditioning:
         (first, pooled), (second, pooled_2) = self.clip_states(texts), self.clip_states(texts, "_2")

@@ -25,6 +25,11 @@ class LatentUNetXL(LatentUNet):
         second = part_of(index, "text_encoder_2")[1] == "CLIPTextModelWithProjection"
         return PipelineBackbone.serves.__func__(cls, index) and second  # type: ignore[attr-defined]
 
+    @classmethod
+    def blank(cls, config: Mapping[str, Any]) -> Conditioning:
+        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        return super().blank(config).replace(pooled=torch.empty(1, pooled), time_ids=torch.empty(1, 6))
+
     def describe(self, texts: Sequence[str]) -> Conditioning:
         pairs = [self.clip_states(texts, which.removeprefix("text_encoder")) for which in self.encoders]
         embeds, pooled = torch.cat([states for states, _ in pairs], dim=-1), pairs[-1][1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,10 @@ class Unconditional(PipelineBackbone):
             raise ConfigurationError(
                 f"{name} needs a class label for every image; only unlabelled ones are served."
             )
+
+    @classmethod
+    def blank(cls, config: Mapping[str, Any]) -> Conditioning:
+        return Conditioning(torch.empty(1, 0, 1))
 
     def describe(self, texts: Sequence[str]) -> Conditioning:
         if any(texts):

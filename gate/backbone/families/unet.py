@@ -11,6 +11,8 @@ from torch import Tensor
 from gate.backbone.pipeline import PipelineBackbone, part_of
 from gate.request import Conditioning, Request
 
+TOKENS = 77  # of CLIP
+
 
 class LatentUNet(PipelineBackbone):
     """vae, text_encoder, tokenizer, unet, scheduler."""
@@ -27,6 +29,12 @@ class LatentUNet(PipelineBackbone):
     def describe(self, texts: Sequence[str]) -> Conditioning:
         ids, _ = self.tokenize(texts)
         return Conditioning(self.text_encoder(ids)[0], prompts=tuple(texts))
+
+    @classmethod
+    def blank(cls, config: Mapping[str, Any]) -> Conditioning:
+        return Conditioning(
+            torch.empty(1, TOKENS, config["encoder_hid_dim"] or config["cross_attention_dim"])
+        )
 
     def call(self, x: Tensor, t: Tensor, given: Conditioning, request: Request) -> Tensor:
         extra: dict[str, Any] = {  # lists, and fresh ones: the UNet takes them apart

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,10 @@ class ZImage(PipelineBackbone):
     family = "z-image"
     denoisers = frozenset({"ZImageTransformer2DModel"})
     patch = 2
+
+    @classmethod
+    def blank(cls, config: Mapping[str, Any]) -> Conditioning:
+        return Conditioning(torch.empty(1, TOKENS, config["cap_feat_dim"]))
 
     def describe(self, texts: Sequence[str]) -> Conditioning:
         chats = [
@@ -37,8 +42,9 @@ class ZImage(PipelineBackbone):
         return Conditioning(states, mask=mask, prompts=tuple(texts))
 
     def call(self, x: Tensor, t: Tensor, given: Conditioning, request: Request) -> Tensor:
-        assert given.mask is not None
-        prompts = [row[kept.bool()] for row, kept in zip(given.prompt_embeds, given.mask, strict=True)]
+        prompts = list(given.prompt_embeds)
+        if given.mask is not None:
+            prompts = [row[kept.bool()] for row, kept in zip(prompts, given.mask, strict=True)]
         images = list(x[:, :, None].unbind(0))
         output = self.denoiser(images, 1 - t.float() / 1000, prompts, return_dict=False)[0]
         return -torch.stack(list(output))[:, :, 0]
