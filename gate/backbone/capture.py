@@ -147,21 +147,20 @@ def capture(
     Nothing in the denoiser is changed; hooks go when the block ends. Only where a map is wanted are softmax weights
     computed, beside the attention and not in its place. Raises UsageError for an unknown layer.
     """
-    known = layer_paths(denoiser)
-    if isinstance(layers, Mapping):
-        placed = {layer: path for layer, path in layers.items() if isinstance(path, str)}
-        layers = [layer for layer, wanted in layers.items() if wanted is True]
+    paths: dict[str, str] = {}
+    if isinstance(layers, Mapping) and all(isinstance(path, str) for path in layers.values()):
+        paths.update({layer: str(path) for layer, path in layers.items()})
     else:
-        placed = {}
-    chosen = resolve_layers(layers, known) if layers or not placed else ()
-    paths = {**placed, **{layer: known[layer] for layer in chosen}}
+        wanted = [k for k, v in layers.items() if v] if isinstance(layers, Mapping) else layers
+        known = layer_paths(denoiser)
+        paths.update({layer: known[layer] for layer in resolve_layers(wanted, known)})
     seen, forward, maps = Captured(), _Forward(), dict[str, Tensor]()
     handles = [denoiser.register_forward_pre_hook(_start(seen, forward, maps, paths), with_kwargs=True)]
     try:
         for layer, path in paths.items():
             module, _, what = path.partition(":")
             if what == MEAN_MAP:
-                for place in cross_maps(known):
+                for place in cross_maps(layer_paths(denoiser)):
                     handles += _watch(denoiser, place, place, maps, forward)
             elif module or what != "in":
                 handles += _watch(denoiser, path, layer, seen, forward)
