@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from gate.backbone.aliases import canonical, presets
+from gate.backbone.aliases import canonical, presets, read_layer_file
 from gate.errors import ConfigurationError, unknown_name
 
 MEAN_MAP = "attention"
@@ -76,9 +76,13 @@ def cross_maps(paths: Mapping[str, str]) -> list[str]:
 
 
 def resolve_layers(wanted: Iterable[str], known: Mapping[str, str]) -> tuple[str, ...]:
-    """Layer ids for ids, aliases (aliases.py) and presets. Raises UsageError with near matches for any other name."""
+    """Layer ids for ids, aliases, presets and JSON layer files (aliases.py).
+
+    Raises UsageError with near matches for any other name.
+    """
     chosen: dict[str, None] = {}
-    for name in wanted:
+    named = [read_layer_file(name) if name.endswith(".json") else [name] for name in wanted]
+    for name in (name for names in named for name in names):
         for layer in presets(name, known) or [canonical(name, known)]:
             if layer not in known:
                 raise unknown_name("layer", name, known, listing="gate list layers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     Columns = Mapping[str, Callable[[Mapping[str, Any]], str]]
 
 
+FAMILIES = Path(__file__).parents[1] / "backbone" / "families"
+
+
 class Listing(str, Enum):
     """What can be listed."""
 
@@ -33,13 +37,19 @@ class Listing(str, Enum):
 def list_(
     what: Annotated[Listing, typer.Argument(help="What to list.", show_default=False)],
     pattern: Annotated[str, typer.Argument(help="A wildcard that names must match.")] = "*",
-    backbone: Annotated[str, typer.Option(help="Whose layers.")] = "tiny",
+    backbone: Annotated[
+        str, typer.Option(help="Whose layers: a backbone, or a denoiser's config.json.")
+    ] = "tiny",
     format: FormatOption = Format.table,
     debug: DebugOption = False,
 ) -> None:
     """List names with a line on each. A plug-in that does not load is listed with its error."""
     rows, columns = _SOURCES[what](backbone)
     shown = [r for r in rows if fnmatch.fnmatchcase(r["name"], pattern)]
+    if not shown:  # a name of someone else's, then: shown beside ours
+        shown = [r for r in rows if fnmatch.fnmatchcase(r.get("alias") or "", pattern)]
+    else:
+        columns = {head: cell for head, cell in columns.items() if head != "alias"}
     if not shown and rows:
         from gate.errors import unknown_name
 
@@ -145,23 +155,37 @@ def _metrics(backbone: str) -> tuple[Rows, Columns]:
 
 def _layers(backbone: str) -> tuple[Rows, Columns]:
     from gate.backbone import config_layers
+    from gate.backbone.aliases import PRESETS, peer_name, presets
+    from gate.errors import ConfigurationError
 
+    layers = config_layers(backbone)
+    known, chosen = {layer.id: layer.path for layer in layers}, {}
+    for preset in PRESETS:
+        with contextlib.suppress(ConfigurationError):  # this denoiser has no such layers
+            chosen[preset] = presets(preset, known)
     rows = [
         {
             "name": layer.id,
-            "summary": f"{layer.channels} channels at 1/{layer.stride} of the latent's side",
+            "summary": f"{layer.channels} {'heads' if layer.is_map else 'channels'} at 1/{layer.stride} of the "
+            f"latent's side, after {layer.cost:.0%} of the forward's FLOPs",
             "channels": layer.channels,
             "stride": layer.stride,
             "block": layer.block,
+            "cost": layer.cost,
+            "map": layer.is_map,
             "path": layer.path,
+            "alias": peer_name(layer.id),
+            "presets": [preset for preset, names in chosen.items() if layer.id in names],
         }
-        for layer in config_layers(backbone)
+        for layer in layers
     ]
     return rows, {
         "name": _name,
-        "channels": lambda r: str(r["channels"]),
+        "channels": lambda r: f"{r['channels']}{' heads' if r['map'] else ''}",
         "stride": lambda r: str(r["stride"]),
-        "module": lambda r: r["path"],
+        "FLOPs": lambda r: f"{r['cost']:.1%}",
+        "preset": lambda r: ", ".join(r["presets"]),
+        "alias": lambda r: r["alias"] or "",
     }
 
 
@@ -170,13 +194,22 @@ def _backbones(backbone: str) -> tuple[Rows, Columns]:
     rows += [
         {"name": name, "summary": f"On this machine, in the hub's cache: {kind}."} for name, kind in _cached()
     ]
-    fetched = "Any other diffusers pipeline with a UNet: its hub id (fetched on first use) or its folder."
-    rows.append({"name": "HUB_ID|FOLDER", "summary": fetched})
+    fetched = f"Any diffusers pipeline of these families: {', '.join(_families())}. A hub id is fetched on first use."
+    rows.append({"name": "HUB_ID|FOLDER|FILE", "summary": fetched})
     return rows, {"name": _name, "summary": _summary}
 
 
+def _families() -> list[str]:
+    """Names of the families of backbones, without importing them."""
+    import pkgutil
+    from importlib.metadata import entry_points
+
+    own = [module.name.replace("_", "-") for module in pkgutil.iter_modules([str(FAMILIES)])]
+    return sorted({*own, *(point.name for point in entry_points(group="gate.families"))})
+
+
 def _cached() -> list[tuple[str, str]]:
-    """(hub id, pipeline class) of every pipeline in the hub's cache that holds a UNet."""
+    """(hub id, pipeline class) of every pipeline in the hub's cache that holds a denoiser."""
     import json
 
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -185,7 +218,7 @@ def _cached() -> list[tuple[str, str]]:
     for index in sorted(Path(HF_HUB_CACHE).glob("models--*/snapshots/*/model_index.json")):
         try:
             read = json.loads(index.read_text(encoding="utf-8"))
-            if "unet" in read:
+            if "unet" in read or "transformer" in read:
                 found[index.parts[-4].removeprefix("models--").replace("--", "/")] = str(read["_class_name"])
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a half-fetched or foreign folder is no backbone

@@ -18,7 +18,10 @@ def save(folder: Path, pipeline: str, parts: dict[str, Any], **facts: Any) -> Pa
     index: dict[str, Any] = {"_class_name": pipeline, **facts}
     for name, part in parts.items():
         part.save_pretrained(folder / name)
-        library = "diffusers" if type(part).__module__.startswith("diffusers") else "transformers"
+        module = type(part).__module__
+        library = "diffusers" if module.startswith("diffusers") else "transformers"
+        if module.startswith("diffusers.pipelines."):
+            library = module.split(".")[2]
         index[name] = [library, type(part).__name__]
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     return folder
@@ -516,6 +519,56 @@ def flux2(folder: Path) -> Path:
     return save(folder, "Flux2KleinPipeline", parts, is_distilled=True)
 
 
+def kolors(folder: Path) -> Path:
+    """ChatGLM reads a sentencepiece vocabulary: a small one is learned from a few words."""
+    import sentencepiece
+    from diffusers import UNet2DConditionModel
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+    from diffusers.pipelines.kolors.tokenizer import ChatGLMTokenizer
+
+    words = ["a cat", "a dog on the table", f"{' '.join(LETTERS)} ."] * 20
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words),
+        model_prefix=str(folder / "words"),
+        vocab_size=60,
+        model_type="bpe",
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    tokenizer = ChatGLMTokenizer(str(folder / "words.model"))
+    text = ChatGLMConfig(
+        num_layers=2,
+        padded_vocab_size=96,
+        hidden_size=WIDTH,
+        ffn_hidden_size=32,
+        kv_channels=8,
+        num_attention_heads=2,
+        seq_length=256,
+        rmsnorm=True,
+        add_qkv_bias=True,
+        multi_query_attention=True,
+        multi_query_group_num=1,
+        post_layer_norm=True,
+        original_rope=True,
+    )
+    encoder = ChatGLMModel(text)
+    for name, weight in encoder.named_parameters():  # it leaves its weights as memory had them
+        torch.nn.init.normal_(weight, mean=float("norm" in name), std=0.05)
+    unet = UNet2DConditionModel(
+        **UNET,
+        in_channels=4,
+        out_channels=4,
+        cross_attention_dim=24,
+        encoder_hid_dim=WIDTH,
+        encoder_hid_dim_type="text_proj",
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+    )
+    parts = {"vae": vae(), "text_encoder": encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": ddpm()}
+    return save(folder, "KolorsPipeline", parts, force_zeros_for_empty_prompt=False)
+
+
 PIPELINES: dict[str, Callable[[Path], Path]] = {
     "unet": stable_diffusion,
     "sdxl": sdxl,
@@ -529,6 +582,7 @@ PIPELINES: dict[str, Callable[[Path], Path]] = {
     "qwen-image": qwen_image,
     "z-image": z_image,
     "flux2": flux2,
+    "kolors": kolors,
 }
 
 
