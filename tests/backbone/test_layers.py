@@ -114,6 +114,15 @@ def test_the_peer_s_activations_are_what_their_names_say() -> None:
         assert torch.equal(seen["unet-after-conv-in"], unet.conv_in(seen["unet-in"]))
 
 
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_the_table_in_the_docs_is_whole_and_true(name: str) -> None:
+    listed, unet = _peer(name)
+    known = layer_paths(unet)
+    page = (Path(__file__).parents[2] / "docs" / "layers.md").read_text(encoding="utf-8")
+    lines = set(page.splitlines())
+    assert all(f"| `{peer}` | `{canonical(peer, known)}` |" in lines for peer in listed["layers"])
+
+
 def test_presets_are_the_peer_s_own_sets() -> None:
     sets = {
         "sd15": {
