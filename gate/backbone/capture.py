@@ -18,7 +18,8 @@ from gate.backbone.aliases import canonical
 from gate.backbone.layers import MEAN_MAP, cross_maps, layer_paths, resolve_layers
 from gate.errors import ConfigurationError
 
-IMAGE_FIRST = ("SD3Transformer2DModel", "ZImageTransformer2DModel")  # where two streams lie end to end
+# classes in which the image comes before the text where two streams lie end to end
+IMAGE_FIRST = ("SD3Transformer2DModel", "ZImageTransformer2DModel", "HiDreamImageTransformer2DModel")
 
 
 class Captured(dict[str, Tensor]):
@@ -59,6 +60,11 @@ class _Forward:
             return
         unit = _unit(denoiser, given) if self.joint else 1
         self.grid = int(x.shape[-2]) // unit, int(x.shape[-1]) // unit
+
+    def keep(self, into: dict[str, Tensor], layer: str, x: Tensor) -> None:
+        """Store a layer. A module that serves image and text in turn is called twice: the image's call stays."""
+        if not (layer in into and self.joint and x.ndim == 3 and x.shape[1] < self.grid[0] * self.grid[1]):
+            into[layer] = self.as_map(x)
 
     def image_part(self, x: Tensor, dim: int) -> Tensor:
         """The image's tokens of image and text, along `dim`."""
@@ -210,13 +216,14 @@ def _watch(
     if what == "in":
 
         def given(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            into[layer] = forward.as_map(_tensor(args[0] if args else kwargs["hidden_states"]))
+            forward.keep(into, layer, _tensor(args[0] if args else kwargs["hidden_states"]))
 
         return [module.register_forward_pre_hook(given, with_kwargs=True)]
     if not what:
 
         def output(_: nn.Module, __: Any, made: Any) -> None:
-            into[layer] = forward.as_map(_tensor(made, attention="to_q" in module._modules))
+            first = "to_q" in module._modules
+            forward.keep(into, layer, _tensor(made, first, forward.grid[0] * forward.grid[1]))
 
         return [module.register_forward_hook(output)]
     running: list[_Attention] = []
@@ -264,19 +271,23 @@ def spatial(weights: Tensor, grid: tuple[int, int]) -> Tensor:
     return weights.transpose(2, 3).reshape(b, k * m, h, n // h)
 
 
-def _tensor(made: Any, attention: bool = False) -> Tensor:
-    """The image's tensor in what a module takes or gives: blocks of two streams give it last, attentions first."""
+def _tensor(made: Any, first: bool = False, n: int = 0) -> Tensor:
+    """The image's tensor in what a module takes or gives: of two streams that of n tokens, else the last or first."""
     if hasattr(made, "sample"):
         made = made.sample
     if isinstance(made, tuple) and len(made) == 1:
         made = made[0]
+    if isinstance(made, list) and all(
+        isinstance(x, Tensor) and x.ndim == 4 for x in made
+    ):  # one (c, 1, h, w) each
+        made = torch.stack(made).squeeze(2)
     if isinstance(made, (tuple, list)):
         tensors = [item for item in made if isinstance(item, Tensor)]
-        if tensors and tensors[0].ndim > 3 and len(tensors) == len(made) and isinstance(made, list):
-            return torch.stack(tensors).squeeze(2) if tensors[0].shape[1] == 1 else torch.stack(tensors)
-        made = (
-            (tensors[0] if attention or not isinstance(made[-1], Tensor) else made[-1]) if tensors else made
-        )
+        fitting = [item for item in tensors if item.ndim == 3 and item.shape[1] == n]
+        if len(tensors) > 1 and len(fitting) == 1:
+            made = fitting[0]
+        elif tensors:
+            made = tensors[0] if first or not isinstance(made[-1], Tensor) else made[-1]
     if not isinstance(made, Tensor):
         raise TypeError(f"A layer gave {type(made).__name__}, not a tensor.")
     return made

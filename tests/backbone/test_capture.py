@@ -238,3 +238,39 @@ def test_packed_images_that_are_not_square(joint: dict[str, Backbone], scenes: S
         )
     assert all(seen[layer].shape[-2:] == (2, 6) for layer in seen)
     assert torch.equal(seen["latent"], torch.nn.functional.pixel_unshuffle(x, 2))
+
+
+def test_a_denoiser_that_no_family_serves() -> None:
+    """CogView 4: its blocks give the image first, and one feed-forward serves image and text in turn."""
+    from diffusers import CogView4Transformer2DModel
+
+    torch.manual_seed(0)
+    denoiser: Any = CogView4Transformer2DModel(
+        num_layers=2,
+        attention_head_dim=4,
+        num_attention_heads=4,
+        in_channels=4,
+        out_channels=4,
+        text_embed_dim=8,
+        time_embed_dim=8,
+        condition_dim=4,
+    ).eval()
+    size = torch.tensor([[8, 8], [8, 8]])
+    given = (
+        torch.randn(2, 4, 8, 8),
+        torch.randn(2, 6, 8),
+        torch.tensor([5, 5]),
+        size,
+        size,
+        torch.zeros(2, 2),
+    )
+    calls: list[Tensor] = []
+    block: list[Tensor] = []
+    denoiser.transformer_blocks[1].ff.register_forward_hook(lambda m, a, o: calls.append(o))
+    denoiser.transformer_blocks[1].register_forward_hook(lambda m, a, o: block.append(o[0]))
+    with torch.no_grad(), gate.capture(denoiser, ["block1", "block1.ff", "block1.self.map", "dift"]) as seen:
+        denoiser(*given)
+    assert seen["block1"].shape == (2, 16, 4, 4) and seen["block1.self.map"].shape == (2, 4, 16, 16)
+    assert torch.equal(seen["block1"].flatten(2).transpose(1, 2), block[0])
+    assert torch.equal(seen["block1.ff"].flatten(2).transpose(1, 2), calls[0])
+    assert "block1.adaln" in seen
