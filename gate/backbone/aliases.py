@@ -6,6 +6,7 @@ they are ({"up-level1-upsampler-out": true, ...}).
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -33,6 +34,10 @@ _PRACTICAL = (
     ),
 )  # Stable Diffusion 1 and 2; XL
 _WORDS = (  # ours -> the peer's, applied in this order
+    (
+        r"(attention\d+)\.([qkv]|map)$",
+        r"\1.block0.cross.\2",
+    ),  # an attention that is no transformer (DeepFloyd IF)
     (r"^latent$", "unet-in"),
     (r"^in$", "unet-after-conv-in"),
     (r"^out$", "unet-out"),
@@ -70,12 +75,16 @@ def canonical(name: str, known: Mapping[str, str]) -> str:
         return f"up{dift[1]}"
     if "-" not in name:
         return name
-    peers = {peer: layer for layer in known if (peer := peer_name(layer))}
-    # an attention that is not in a transformer block (DeepFloyd IF): the peer calls it block 0's cross-attention
-    peers |= {p.replace("-vit-", "-vit-block0-cross-"): k for p, k in peers.items() if "-vit-block" not in p}
+    peers = _peers(tuple(known))
     if name not in peers:
         raise unknown_name("layer", name, peers or known, listing="gate list layers")
     return peers[name]
+
+
+@functools.lru_cache(maxsize=8)
+def _peers(known: tuple[str, ...]) -> dict[str, str]:
+    """The peer's ids of these layers -> ours."""
+    return {peer: layer for layer in known if (peer := peer_name(layer))}
 
 
 def presets(name: str, known: Mapping[str, str]) -> list[str]:

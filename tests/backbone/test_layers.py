@@ -160,6 +160,12 @@ def test_presets_are_the_peer_s_own_sets() -> None:
             assert all(torch.equal(a, b) for a, b in pairs), (name, preset)
 
 
+def test_attentions_that_are_no_transformers_have_the_peer_s_names_too() -> None:
+    known = dict.fromkeys(["up1.attention0.q", "up1.attention0.map", "up1.attention0"], "")
+    peers = ["up-level1-repeat0-vit-block0-cross-q", "up-level1-repeat0-vit-block0-cross-map"]
+    assert resolve_layers(peers, known) == ("up1.attention0.q", "up1.attention0.map")
+
+
 def test_dift_s_index_is_a_stage() -> None:
     known = layer_paths(_peer("sd15")[1])
     assert resolve_layers(["up_ft_index=2", "up_ft_index1", "up_ft0"], known) == ("up2", "up1", "up0")
@@ -282,7 +288,7 @@ def test_a_screening_on_attention_maps(tmp_path: Path) -> None:
     done = gate.screen(
         techniques=["prompt"],
         layers=["attention", "up-level1-repeat0-vit-block0-self-map", "practical"],
-        samples=8,
+        samples=16,
         timesteps=[50],
         seeds=1,
         resamples=200,
