@@ -35,13 +35,22 @@ def load_network(network: Any, source: str, what: str, backbone: Backbone) -> An
     """
     try:
         net = network.from_pretrained(
-            source, torch_dtype=backbone.dtype, use_safetensors=True, local_files_only=True
+            local_folder(source), torch_dtype=backbone.dtype, use_safetensors=True, local_files_only=True
         )
     except OSError as error:
         raise MissingWeightsError(
             f"The {what} {source} is not on this machine; {how_to_get(source)}"
         ) from error
     return net.to(backbone.device).eval().requires_grad_(False)
+
+
+def local_folder(source: str) -> str:
+    """The folder of a network: `source`, or its place in the hub's cache. Raises OSError where it is in neither."""
+    from huggingface_hub import snapshot_download
+
+    if Path(source).expanduser().exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        return str(Path(source).expanduser())
+    return snapshot_download(source, local_files_only=True)
 
 
 def local_file(source: str, name: str, what: str) -> Path:

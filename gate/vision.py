@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gate.companions import how_to_get, hushed
+from gate.companions import how_to_get, hushed, local_folder
 from gate.errors import MissingWeightsError
 
 if TYPE_CHECKING:
@@ -81,17 +81,20 @@ def load_vision(
 
     local: dict[str, Any] = {"local_files_only": True, "subfolder": subfolder}
     try:
+        folder = local_folder(
+            source
+        )  # given a hub id, transformers asks the hub for adapters, whatever it is told
         model = getattr(transformers, auto).from_pretrained(
-            source, use_safetensors=True, dtype=dtype or torch.float32, **local
+            folder, use_safetensors=True, dtype=dtype or torch.float32, **local
         )
         model = model.to(device).eval().requires_grad_(False)
         with hushed():
             prepare = (
                 processor(model)
                 if processor
-                else transformers.AutoImageProcessor.from_pretrained(source, use_fast=False, **local)
+                else transformers.AutoImageProcessor.from_pretrained(folder, use_fast=False, **local)
             )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **local) if words else None
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local) if words else None
     except (OSError, ValueError) as error:
         where = f"{source}/{subfolder}".rstrip("/")
         raise MissingWeightsError(

@@ -124,3 +124,32 @@ def test_depth_without_an_estimator_is_a_sentence(tiny: Backbone, scenes: Sample
     assert (*CONTROLS, "depth") == NAMES
     with pytest.raises(UsageError, match="choose canny"):
         drawer("dept")
+
+
+@pytest.mark.parametrize("kind", ["captioner", "network"])
+def test_what_is_not_here_is_said_without_asking_the_network(
+    kind: str, tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+
+    from diffusers import ControlNetModel
+
+    from gate.companions import load_network
+    from gate.errors import MissingWeightsError
+    from gate.vision import load_vision
+
+    asked: list[object] = []
+
+    def refuse(*host: object, **_: object) -> None:
+        asked.append(host)
+        raise socket.gaierror("no network here")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between tries
+    with pytest.raises(MissingWeightsError, match="hf download nobody/nothing"):
+        if kind == "captioner":
+            load_vision("nobody/nothing", "AutoModelForImageTextToText", "captioner", words=True)
+        else:
+            load_network(ControlNetModel, "nobody/nothing", "ControlNet", tiny)
+    assert not asked
