@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gate import __version__
+from gate.backbone.layers import MEAN_MAP
 from gate.config import SCORE_METRICS
 from gate.measure import PCA_SAMPLES, Bench, Measured, reference_pca
 from gate.ranking import Entry, Evidence, Ranking, Weights, rank, winners
@@ -66,7 +67,7 @@ def assemble(
         "ranking": rows,
         "skipped": skipped,
         "winners": list(winners(ranking, controls=[*controls, *_flattered(ranking, techniques)])),
-        "notes": list(ranking.notes) + _leak_notes(ranking, techniques),
+        "notes": [*ranking.notes, *_leak_notes(ranking, techniques), *_map_notes(bench)],
         "vanilla": _vanilla(bench, measured[VANILLA]),
     }
     return results, _dense(bench, measured, names), _pictures(bench, measured, names)
@@ -161,6 +162,16 @@ def _leak_notes(ranking: Ranking, techniques: Mapping[str, Any]) -> list[str]:
     return [
         f"Leaks ({', '.join(leaking)}) start from or condition on the input's own pixels, so their images and shifts "
         "look closer than their features are useful; one wins only if its probe gain is above 0 beyond chance."
+    ]
+
+
+def _map_notes(bench: Bench) -> list[str]:
+    maps = [layer for layer in bench.layers if layer == MEAN_MAP or layer.endswith("cross.map")]
+    if not maps:
+        return []
+    return [
+        f"A channel of {' and '.join(maps)} is a token of the prompt: techniques that change the prompt change what the "
+        "channels mean, and their shift there says nothing; compare them under one prompt, as generic-prompt does."
     ]
 
 
