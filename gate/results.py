@@ -170,8 +170,8 @@ def _map_notes(bench: Bench) -> list[str]:
     if not maps:
         return []
     return [
-        f"A channel of {' and '.join(maps)} is a token of the prompt: techniques that change the prompt change what the "
-        "channels mean, and their shift there says nothing; compare them under one prompt, as generic-prompt does."
+        f"A channel of {' and '.join(maps)} is a token of the prompt: techniques that change the prompt change what "
+        "the channels mean, and their shift there says nothing; compare them under one prompt, as generic-prompt does."
     ]
 
 
