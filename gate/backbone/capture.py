@@ -22,8 +22,18 @@ from gate.errors import ConfigurationError
 IMAGE_FIRST = ("SD3Transformer2DModel", "ZImageTransformer2DModel", "HiDreamImageTransformer2DModel")
 
 
-class Captured(dict[str, Tensor]):
-    """{layer id: activation} of the latest forward; aliases are understood as keys too.
+class Features(dict[str, Tensor]):
+    """{layer id: activation}; aliases are understood as keys too."""
+
+    def __missing__(self, name: str) -> Tensor:
+        layer = canonical(name, dict.fromkeys(self, ""))
+        if layer in self:
+            return self[layer]
+        raise KeyError(name)
+
+
+class Captured(Features):
+    """The activations of the latest forward.
 
     calls: forwards so far. steps: {number of the forward, from 0: its activations}, of those that were asked for.
     """
@@ -31,13 +41,7 @@ class Captured(dict[str, Tensor]):
     def __init__(self) -> None:
         super().__init__()
         self.calls = 0
-        self.steps: dict[int, dict[str, Tensor]] = {}
-
-    def __missing__(self, name: str) -> Tensor:
-        layer = canonical(name, dict.fromkeys(self, ""))
-        if layer in self:
-            return self[layer]
-        raise KeyError(name)
+        self.steps: dict[int, Features] = {}
 
 
 @dataclass
@@ -48,7 +52,8 @@ class _Forward:
     joint: bool = False
     image_first: bool = False
 
-    def read(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def read(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """Returns the latent that the denoiser is given."""
         names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         x = given[names[0]]
@@ -57,9 +62,10 @@ class _Forward:
         self.image_first = type(denoiser).__name__ in IMAGE_FIRST
         if x.ndim == 3 and not isinstance(given[names[0]], (list, tuple)):  # packed
             self.grid = _packed_grid(x.shape[1], given)
-            return
+            return _tensor(x)
         unit = _unit(denoiser, given) if self.joint else 1
         self.grid = int(x.shape[-2]) // unit, int(x.shape[-1]) // unit
+        return _tensor(given[names[0]])
 
     def keep(self, into: dict[str, Tensor], layer: str, x: Tensor) -> None:
         """Store a layer. A module that serves image and text in turn is called twice: the image's call stays."""
@@ -144,15 +150,18 @@ def capture(
     layers: Iterable[str] | Mapping[str, str | bool],
     *,
     steps: Collection[int] | str = (),
+    strict: bool = True,
 ) -> Iterator[Captured]:
     """Activations of any diffusers denoiser that you call: in your own loop, or inside a pipeline that generates.
 
     layers: ids, aliases and presets (`gate list layers`), {id: True}, or {name: place} (layers.py). Yields what each
     forward fills anew, {id: (b, c, h, w)}; maps are (b, heads, positions, keys). With guidance, b is twice the batch.
     steps: which forwards to keep besides, counted from 0, or "all": `seen.steps[3]["up1"]`.
+    strict: whether a layer that a forward does not reach is an error (ConfigurationError).
     Nothing in the denoiser is changed; hooks go when the block ends. Only where a map is wanted are softmax weights
     computed, beside the attention and not in its place. Raises UsageError for an unknown layer.
     """
+    denoiser = getattr(denoiser, "_orig_mod", denoiser)  # what torch.compile wrapped
     paths: dict[str, str] = {}
     if isinstance(layers, Mapping) and all(isinstance(path, str) for path in layers.values()):
         paths.update({layer: str(path) for layer, path in layers.items()})
@@ -170,7 +179,7 @@ def capture(
                     handles += _watch(denoiser, place, place, maps, forward)
             elif module or what != "in":
                 handles += _watch(denoiser, path, layer, seen, forward)
-        handles.append(denoiser.register_forward_hook(_finish(seen, forward, maps, paths, steps)))
+        handles.append(denoiser.register_forward_hook(_finish(seen, forward, maps, paths, steps, strict)))
         yield seen
     finally:
         for handle in handles:
@@ -181,10 +190,10 @@ def _start(seen: Captured, forward: _Forward, maps: dict[str, Tensor], paths: Ma
     def hook(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.clear()
         maps.clear()
-        forward.read(denoiser, args, kwargs)
+        latent = forward.read(denoiser, args, kwargs)
         for layer, path in paths.items():
             if path == ":in":
-                seen[layer] = forward.as_map(_tensor(args[0] if args else next(iter(kwargs.values()))))
+                seen[layer] = forward.as_map(latent)
 
     return hook
 
@@ -195,13 +204,21 @@ def _finish(
     maps: dict[str, Tensor],
     paths: Mapping[str, str],
     steps: Collection[int] | str,
+    strict: bool,
 ) -> Any:
     def hook(*_: Any) -> None:
         for layer, path in paths.items():
-            if path == f":{MEAN_MAP}":
+            if path == f":{MEAN_MAP}" and maps:
                 seen[layer] = mean_map(list(maps.values()), forward.grid)
+        missing = [layer for layer in paths if layer not in seen]
+        if strict and missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ConfigurationError(
+                f"The forward went past {missing[0]}{more}. A denoiser that was compiled as a whole does not call its "
+                "modules one by one: capture before torch.compile, or compile block by block."
+            )
         if steps == "all" or seen.calls in steps:
-            seen.steps[seen.calls] = dict(seen)
+            seen.steps[seen.calls] = Features(seen)
         seen.calls += 1
 
     return hook

@@ -141,8 +141,9 @@ class Backbone(abc.ABC):
     ) -> dict[str, Tensor]:
         """Features {layer: (n, c, h, w)} on the CPU; maps are (n, heads, positions, keys).
 
-        images: Samples, PIL images or (h, w, 3) uint8 arrays. layers: ids, aliases, presets.
+        Aliases are understood as keys too. images: Samples, PIL images or (h, w, 3) uint8 arrays. layers: ids, aliases, presets.
         """
+        from gate.backbone.capture import Features
         from gate.data import as_samples
         from gate.registry import create_technique
         from gate.technique import Technique, run
@@ -161,7 +162,7 @@ class Backbone(abc.ABC):
                 request = batch.request(timestep, seed, active.condition(batch.neutral, batch))
                 for layer, value in run(active, request, wanted).features.items():
                     parts[layer].append(value.cpu())
-        made = {layer: torch.cat(values) for layer, values in parts.items()}
+        made = Features({layer: torch.cat(values) for layer, values in parts.items()})
         if any(is_map(self.layer_paths[layer]) for layer in wanted):
             for row in self.layers():
                 if row.is_map and row.id in made:

@@ -25,7 +25,7 @@ def sketched_layers(
     with torch.device("meta"), torch.no_grad():
         denoiser, forward, side = _sketch(family, class_name, config)
         paths = layer_paths(denoiser)
-        with capture(denoiser, paths) as seen:
+        with capture(denoiser, paths, strict=False) as seen:
             forward()
         found = {layer: path for layer, path in paths.items() if layer in seen and seen[layer].ndim == 4}
         costs = _costs(denoiser, found, forward)

@@ -271,6 +271,7 @@ def test_maps_are_extracted_per_head_and_screened_as_channels(tiny: Backbone) ->
     scenes = load_data("scenes-held-out", n=4, size=tiny.image_size)
     name = "up2.attention0.block0.cross.map"
     made = tiny.extract(scenes, layers=[name, "attention"], batch_size=3)
+    assert made["up-level2-repeat0-vit-block0-cross-map"] is made[name]
     _, heads, positions, words = made[name].shape
     row = {row.id: row for row in tiny.layers()}[name]
     assert heads == row.channels and words == 32 and positions == (16 // row.stride) ** 2
