@@ -141,7 +141,7 @@ class Backbone(abc.ABC):
     ) -> dict[str, Tensor]:
         """Features {layer: (n, c, h, w)} on the CPU; maps are (n, heads, positions, keys).
 
-        Aliases are understood as keys too. images: Samples, PIL images or (h, w, 3) uint8 arrays. layers: ids, aliases, presets.
+        images: Samples, PIL images or (h, w, 3) uint8 arrays. layers: ids, aliases, presets; aliases are keys too.
         """
         from gate.backbone.capture import Features
         from gate.data import as_samples
