@@ -10,15 +10,19 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.numpy import load_file
 
 import gate
 from gate.backbone.massive import THRESHOLD
 from gate.data import load_data
+from gate.statistics import confusion_error, confusion_margins, paired_bca
 from gate.tiny import WEIGHTS
 from gate.tiny.progress import Ema, Schedule, train_steps
 from gate.tiny.tokens import new_tokenizer
@@ -145,7 +149,8 @@ def measure(run: Path, samples: int) -> None:
                         "cosine_with_another_image": float(alike.mean()),
                     }
                 )
-    screened = {}
+    screened: dict[str, Any] = {}
+    scores = []
     depths = sorted({int(DEPTH * p / 5) for p in (1, 2, 3, 4)})
     for name, layers in (
         ("block outputs", [f"block{i}" for i in depths]),
@@ -159,11 +164,43 @@ def measure(run: Path, samples: int) -> None:
             image_samples=0,
             output=str(run / f"screen-{name.replace(' ', '-')}-{int(time.time())}"),
         )
-        screened[name] = {"vanilla": done.results["vanilla"], "ranking": done.results["ranking"]}
-        screened[name]["dropped"] = done.results.get("dropped_channels")
+        scores.append(load_file(Path(done.path) / "scores.safetensors"))
+        screened[name] = {"layers": layers, "dropped": done.results["dropped_channels"]}
+        screened[name] |= {"vanilla": done.results["vanilla"], "ranking": done.results["ranking"]}
+    screened["post-AdaLN minus block outputs, vanilla"] = compared(*scores)
     results = {"n": samples, "steps": step, "massive": THRESHOLD, "layers": rows, "screened": screened}
     file = Path(__file__).with_name("results.json")
     file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Vanilla's shifts and probe figures through one set of layers minus through another: value, low, high (BCa 95 %,
+    paired over samples). Shifts: lower is better; figures (mIoU, balanced accuracy): higher."""
+    made = {}
+    for key in before:
+        kind, _, name = key.partition("/")
+        sides = [after[key][0], before[key][0]]  # vanilla
+        n = sides[0].shape[-1] if kind == "shift" else sides[0].shape[2] if kind == "probe" else 0
+        if kind == "shift" and not name.endswith("@own"):  # the same for vanilla
+            means = [side.mean(axis=tuple(range(side.ndim - 1))) for side in sides]
+            difference = means[0] - means[1]
+            interval = paired_bca(lambda i, d=difference: d[i].mean(-1), n, seed=0)
+        elif kind == "probe":
+            figure: Any = "miou" if name == "pixel-linear" else "balanced-accuracy"
+            margins = [confusion_margins(side.sum(axis=1)) for side in sides]  # (t, n, 3, k)
+
+            def gain(i: Any, margins: Any = margins, figure: Any = figure) -> Any:
+                errors = [
+                    np.mean([confusion_error(at_t[i].sum(axis=-3), figure) for at_t in side], axis=0)
+                    for side in margins
+                ]
+                return errors[1] - errors[0]
+
+            interval = paired_bca(gain, n, seed=0)
+        else:
+            continue
+        made[name] = [interval.value, interval.low, interval.high]
+    return made
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gate.backbone.capture import capture
 from gate.backbone.layers import LayerInfo, cross_maps, is_map, layer_paths
+from gate.companions import hushed
 from gate.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def _sketch(
     cls: Any = getattr(diffusers, class_name, None)
     if cls is None:
         raise ConfigurationError(f"diffusers {diffusers.__version__} has no {class_name}; upgrade it.")
-    denoiser = cls.from_config({k: v for k, v in config.items() if not k.startswith("_")}).eval()
+    with hushed():  # a config may be older or newer than this diffusers
+        denoiser = cls.from_config({k: v for k, v in config.items() if not k.startswith("_")}).eval()
     made: Any = object.__new__(family)
     made.denoiser, made._config, made.index, made.vae = denoiser, denoiser.config, {}, None
     made.device, made.dtype, made.image_size = torch.device("meta"), torch.float32, 8 * family.default_side
