@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from gate.backbone.aliases import canonical
 from gate.backbone.layers import MEAN_MAP, cross_maps, layer_paths, resolve_layers
-from gate.errors import ConfigurationError
+from gate.errors import ConfigurationError, UsageError
 
 # classes in which the image comes before the text where two streams lie end to end
 IMAGE_FIRST = ("SD3Transformer2DModel", "ZImageTransformer2DModel", "HiDreamImageTransformer2DModel")
@@ -162,6 +162,11 @@ def capture(
     computed, beside the attention and not in its place. Raises UsageError for an unknown layer.
     """
     denoiser = getattr(denoiser, "_orig_mod", denoiser)  # what torch.compile wrapped
+    if not isinstance(denoiser, nn.Module):
+        raise UsageError(
+            f"gate.capture takes the denoiser itself, such as pipe.unet, pipe.transformer or backbone.denoiser, not a "
+            f"{type(denoiser).__name__}."
+        )
     paths: dict[str, str] = {}
     if isinstance(layers, Mapping) and all(isinstance(path, str) for path in layers.values()):
         paths.update({layer: str(path) for layer, path in layers.items()})

@@ -78,6 +78,11 @@ def test_an_unknown_layer_is_an_error_before_anything_runs(tiny: Backbone) -> No
         raise AssertionError
 
 
+def test_a_pipeline_is_not_its_denoiser(tiny: Backbone) -> None:
+    with pytest.raises(UsageError, match="takes the denoiser itself"), gate.capture(tiny, ["up1"]):  # type: ignore[arg-type]
+        raise AssertionError
+
+
 def _hooks(backbone: Backbone) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in backbone.denoiser.modules())
 
