@@ -86,9 +86,8 @@ class _Forward:
     def as_map(self, x: Tensor) -> Tensor:
         """Tokens (b, n, d) -> (b, d, h, w) with the latent's own aspect ratio; other shapes stay as they are."""
         if x.ndim != 3:
-            return (
-                x.clone()
-            )  # what follows may write into it: FreeU scales half of its input's channels in place
+            # what follows may write into it: FreeU scales half of its input's channels in place
+            return x.clone()
         tokens = self.image_part(x, 1)
         b, n, d = tokens.shape
         h = round(math.sqrt(n * self.grid[0] / self.grid[1]))
@@ -167,6 +166,8 @@ def capture(
             f"gate.capture takes the denoiser itself, such as pipe.unet, pipe.transformer or backbone.denoiser, not a "
             f"{type(denoiser).__name__}."
         )
+    if isinstance(steps, str) and steps != "all":
+        raise UsageError(f'steps are numbers of forwards, such as [0, 10], or "all"; not {steps!r}.')
     paths: dict[str, str] = {}
     if isinstance(layers, Mapping) and all(isinstance(path, str) for path in layers.values()):
         paths.update({layer: str(path) for layer, path in layers.items()})
@@ -299,10 +300,8 @@ def _tensor(made: Any, first: bool = False, n: int = 0) -> Tensor:
         made = made.sample
     if isinstance(made, tuple) and len(made) == 1:
         made = made[0]
-    if isinstance(made, list) and all(
-        isinstance(x, Tensor) and x.ndim == 4 for x in made
-    ):  # one (c, 1, h, w) each
-        made = torch.stack(made).squeeze(2)
+    if isinstance(made, list) and all(isinstance(x, Tensor) and x.ndim == 4 for x in made):
+        made = torch.stack(made).squeeze(2)  # (c, 1, h, w) each
     if isinstance(made, (tuple, list)):
         tensors = [item for item in made if isinstance(item, Tensor)]
         fitting = [item for item in tensors if item.ndim == 3 and item.shape[1] == n]

@@ -79,6 +79,11 @@ def test_an_unknown_layer_is_an_error_before_anything_runs(tiny: Backbone) -> No
 
 
 def test_a_pipeline_is_not_its_denoiser(tiny: Backbone) -> None:
+    with (
+        pytest.raises(UsageError, match="numbers of forwards"),
+        gate.capture(tiny.denoiser, ["up1"], steps="5"),
+    ):
+        raise AssertionError
     with pytest.raises(UsageError, match="takes the denoiser itself"), gate.capture(tiny, ["up1"]):  # type: ignore[arg-type]
         raise AssertionError
 
