@@ -48,9 +48,11 @@ def local_folder(source: str) -> str:
     """The folder of a network: `source`, or its place in the hub's cache. Raises OSError where it is in neither."""
     from huggingface_hub import snapshot_download
 
-    if Path(source).expanduser().exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
-        return str(Path(source).expanduser())
-    return snapshot_download(source, local_files_only=True)
+    from gate.backbone.hub import is_hub_id
+
+    if is_hub_id(source):
+        return snapshot_download(source, local_files_only=True)
+    return str(Path(source).expanduser())
 
 
 def local_file(source: str, name: str, what: str) -> Path:
@@ -60,6 +62,8 @@ def local_file(source: str, name: str, what: str) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
+    from gate.backbone.hub import is_hub_id
+
     path = Path(source).expanduser()
     file = path if path.is_file() else path / name
     if file.suffix != ".safetensors":
@@ -67,7 +71,7 @@ def local_file(source: str, name: str, what: str) -> Path:
     if file.is_file():
         return file
     missing = f"The {what} {name} of {source} is not on this machine; {how_to_get(source, name)}"
-    if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+    if not is_hub_id(source):
         raise MissingWeightsError(missing)
     try:
         return Path(hf_hub_download(source, name, local_files_only=True))

@@ -67,10 +67,9 @@ class ScreenConfig(BaseModel):
         """JSON layer files become the layers that they name: the run then says by itself what it did."""
         if not any(name.endswith(".json") for name in value):
             return value
-        from gate.backbone.aliases import read_layer_file
+        from gate.backbone.aliases import opened
 
-        named = [read_layer_file(name) if name.endswith(".json") else [name] for name in value]
-        return tuple(layer for names in named for layer in names)
+        return opened(value)
 
     @field_validator("timesteps", "alpha_bar", "sigma", mode="before")
     @classmethod
@@ -91,9 +90,8 @@ class ScreenConfig(BaseModel):
         given = [
             k for k in ("timesteps", "alpha_bar", "sigma") if k in self.model_fields_set and getattr(self, k)
         ]
-        if (self.alpha_bar and self.sigma) or (
-            (self.alpha_bar or self.sigma) and self.timesteps != (50, 300)
-        ):
+        default = type(self).model_fields["timesteps"].default
+        if (self.alpha_bar and self.sigma) or ((self.alpha_bar or self.sigma) and self.timesteps != default):
             raise ValueError(f"give noise levels in one way, not as {' and '.join(given)}")
         return self
 

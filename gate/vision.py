@@ -81,9 +81,8 @@ def load_vision(
 
     local: dict[str, Any] = {"local_files_only": True, "subfolder": subfolder}
     try:
-        folder = local_folder(
-            source
-        )  # given a hub id, transformers asks the hub for adapters, whatever it is told
+        # given a hub id, transformers asks the hub for adapters, whatever it is told
+        folder = local_folder(source)
         model = getattr(transformers, auto).from_pretrained(
             folder, use_safetensors=True, dtype=dtype or torch.float32, **local
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from gate.errors import ConfigurationError, UsageError, unknown_name
@@ -34,10 +34,8 @@ _PRACTICAL = (
     ),
 )  # Stable Diffusion 1 and 2; XL
 _WORDS = (  # ours -> the peer's, applied in this order
-    (
-        r"(attention\d+)\.([qkv]|map)$",
-        r"\1.block0.cross.\2",
-    ),  # an attention that is no transformer (DeepFloyd IF)
+    # an attention that is no transformer (DeepFloyd IF)
+    (r"(attention\d+)\.([qkv]|map)$", r"\1.block0.cross.\2"),
     (r"^latent$", "unet-in"),
     (r"^in$", "unet-after-conv-in"),
     (r"^out$", "unet-out"),
@@ -106,6 +104,12 @@ def presets(name: str, known: Mapping[str, str]) -> list[str]:
     if not found:
         raise ConfigurationError(f"The preset {name} names no layer of this denoiser; see: gate list layers")
     return found
+
+
+def opened(wanted: Iterable[str]) -> tuple[str, ...]:
+    """The same names, with those that JSON layer files hold in place of the files. Raises UsageError."""
+    named = [read_layer_file(name) if name.endswith(".json") else [name] for name in wanted]
+    return tuple(name for names in named for name in names)
 
 
 def read_layer_file(file: str) -> list[str]:

@@ -294,6 +294,11 @@ def spatial(weights: Tensor, grid: tuple[int, int]) -> Tensor:
     return weights.transpose(2, 3).reshape(b, k * m, h, n // h)
 
 
+def per_head(feature: Tensor, heads: int) -> Tensor:
+    """The inverse of `spatial`: (b, k m, h, w) -> (b, k, n, m). heads: k."""
+    return feature.flatten(2).unflatten(1, (heads, -1)).transpose(2, 3)  # type: ignore[no-untyped-call]
+
+
 def _tensor(made: Any, first: bool = False, n: int = 0) -> Tensor:
     """The image's tensor in what a module takes or gives: of two streams that of n tokens, else the last or first."""
     if hasattr(made, "sample"):

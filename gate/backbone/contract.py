@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gate.backbone.capture import Features, capture, per_head, spatial
 from gate.backbone.layers import LayerInfo, is_map, resolve_layers
 from gate.errors import NonFiniteError
 from gate.request import Batch, Conditioning, Request, Response
@@ -90,8 +91,6 @@ class Backbone(abc.ABC):
 
         Raises NonFiniteError naming the layer.
         """
-        from gate.backbone.capture import capture, spatial
-
         with capture(self.denoiser, {k: self.layer_paths[k] for k in layers}) as seen:
             prediction = self.predict(request)
             grid = (request.x_t.shape[-2], request.x_t.shape[-1])
@@ -143,7 +142,6 @@ class Backbone(abc.ABC):
 
         images: Samples, PIL images or (h, w, 3) uint8 arrays. layers: ids, aliases, presets; aliases are keys too.
         """
-        from gate.backbone.capture import Features
         from gate.data import as_samples
         from gate.registry import create_technique
         from gate.technique import Technique, run
@@ -163,17 +161,11 @@ class Backbone(abc.ABC):
                 for layer, value in run(active, request, wanted).features.items():
                     parts[layer].append(value.cpu())
         made = Features({layer: torch.cat(values) for layer, values in parts.items()})
-        if any(is_map(self.layer_paths[layer]) for layer in wanted):
-            for row in self.layers():
-                if row.is_map and row.id in made:
-                    made[row.id] = _as_map(made[row.id], row.channels)
+        for layer in wanted:
+            if is_map(self.layer_paths[layer]):
+                attention: Any = self.denoiser.get_submodule(self.layer_paths[layer].partition(":")[0])
+                made[layer] = per_head(made[layer], attention.heads)
         return made
-
-
-def _as_map(feature: Tensor, heads: int) -> Tensor:
-    """(n, heads x keys, h, w) -> (n, heads, positions, keys): the inverse of `capture.spatial`."""
-    n, k = len(feature), feature.shape[1] // heads
-    return feature.reshape(n, heads, k, -1).transpose(2, 3)
 
 
 def pixels(samples: Sequence[Sample]) -> Tensor:

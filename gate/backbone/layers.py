@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from gate.backbone.aliases import canonical, presets, read_layer_file
+from gate.backbone.aliases import canonical, opened, presets
 from gate.errors import ConfigurationError, unknown_name
 
 MEAN_MAP = "attention"
@@ -81,8 +81,7 @@ def resolve_layers(wanted: Iterable[str], known: Mapping[str, str]) -> tuple[str
     Raises UsageError with near matches for any other name.
     """
     chosen: dict[str, None] = {}
-    named = [read_layer_file(name) if name.endswith(".json") else [name] for name in wanted]
-    for name in (name for names in named for name in names):
+    for name in opened(wanted):
         for layer in presets(name, known) or [canonical(name, known)]:
             if layer not in known:
                 raise unknown_name("layer", name, known, listing="gate list layers")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gate.backbone.capture import capture
-from gate.backbone.layers import LayerInfo, cross_maps, is_map, layer_paths
+from gate.backbone.layers import MEAN_MAP, LayerInfo, cross_maps, is_map, layer_paths
 from gate.companions import hushed
 from gate.errors import ConfigurationError
 
@@ -76,8 +76,7 @@ def _costs(denoiser: nn.Module, paths: Mapping[str, str], forward: Callable[[], 
     total = counter.get_total_flops() or 1
     crosses = [spent[place] for place in cross_maps(paths) if place in spent]
     return {
-        layer: (max(crosses) if path == ":attention" else spent[path]) / total
-        for layer, path in paths.items()
+        layer: (max(crosses) if layer == MEAN_MAP else spent[path]) / total for layer, path in paths.items()
     }
 
 

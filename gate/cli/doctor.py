@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import typer
 
+from gate.cli.list import cached_pipelines
 from gate.cli.output import DebugOption, Format, FormatOption, echo_rows
 
 PACKAGES = (
@@ -122,16 +123,15 @@ def _cache() -> Iterator[Check]:
     few = free < LITTLE_DISK
     todo = "free some, or set HF_HOME to a larger disk" if few else ""
     yield Check("cache", "note" if few else "ok", f"{root}, {free / 2**30:.0f} GiB free{offline}", todo)
-    for index in sorted(root.glob("models--*/snapshots/*/model_index.json")):
-        yield _cached(index)
+    for name, index in cached_pipelines():
+        yield _cached(name, index)
 
 
-def _cached(file: Path) -> Check:
+def _cached(name: str, file: Path) -> Check:
     from gate.backbone.hub import missing_files, read_index
     from gate.backbone.pipeline import find_family, part_names
     from gate.errors import GateError
 
-    name = file.parts[-4].removeprefix("models--").replace("--", "/")
     try:
         index = read_index(name, file.parent)
         family = find_family(name, index)

@@ -208,18 +208,26 @@ def _families() -> list[str]:
     return sorted({*own, *(point.name for point in entry_points(group="gate.families"))})
 
 
+def cached_pipelines() -> list[tuple[str, Path]]:
+    """(hub id, model_index.json) of every pipeline in the hub's cache, whole or not."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return [
+        (index.parts[-4].removeprefix("models--").replace("--", "/"), index)
+        for index in sorted(Path(HF_HUB_CACHE).glob("models--*/snapshots/*/model_index.json"))
+    ]
+
+
 def _cached() -> list[tuple[str, str]]:
     """(hub id, pipeline class) of every pipeline in the hub's cache that holds a denoiser."""
     import json
 
-    from huggingface_hub.constants import HF_HUB_CACHE
-
     found = {}
-    for index in sorted(Path(HF_HUB_CACHE).glob("models--*/snapshots/*/model_index.json")):
+    for name, index in cached_pipelines():
         try:
             read = json.loads(index.read_text(encoding="utf-8"))
             if "unet" in read or "transformer" in read:
-                found[index.parts[-4].removeprefix("models--").replace("--", "/")] = str(read["_class_name"])
+                found[name] = str(read["_class_name"])
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a half-fetched or foreign folder is no backbone
     return sorted(found.items())

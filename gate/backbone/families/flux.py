@@ -12,9 +12,7 @@ from gate.backbone.pipeline import PipelineBackbone
 from gate.request import Conditioning, Request
 
 TOKENS = 512
-GUIDANCE = (
-    1.0  # what a distilled model is told: the plain prediction, not one that overshoots towards the prompt
-)
+GUIDANCE = 1.0  # the plain prediction, not one that overshoots towards the prompt
 
 
 class Flux(PipelineBackbone):
@@ -40,7 +38,6 @@ class Flux(PipelineBackbone):
 
     def call(self, x: Tensor, t: Tensor, given: Conditioning, request: Request) -> Tensor:
         h, w = x.shape[-2] // 2, x.shape[-1] // 2
-        guided = x.new_full((len(x),), GUIDANCE) if self._config["guidance_embeds"] else None
         tokens: Tensor = self.denoiser(
             pack(x),
             encoder_hidden_states=given.prompt_embeds,
@@ -48,10 +45,15 @@ class Flux(PipelineBackbone):
             timestep=(t / 1000).to(x),
             img_ids=grid(h, w).to(x),
             txt_ids=x.new_zeros(given.prompt_embeds.shape[1], 3),
-            guidance=guided,
+            guidance=guidance(x, self._config),
             return_dict=False,
         )[0]
         return unpack(tokens, h, w)
+
+
+def guidance(x: Tensor, config: Mapping[str, Any]) -> Tensor | None:
+    """What a distilled model is told beside t, (b,); None for the others."""
+    return x.new_full((len(x),), GUIDANCE) if config["guidance_embeds"] else None
 
 
 def grid(h: int, w: int) -> Tensor:

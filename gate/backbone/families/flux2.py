@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from gate.backbone.families.flux import GUIDANCE
+from gate.backbone.families.flux import guidance
 from gate.backbone.pipeline import PipelineBackbone
 from gate.request import Conditioning, Request
 
@@ -81,7 +81,7 @@ class Flux2(PipelineBackbone):
             timestep=(t / 1000).to(x),
             img_ids=places.to(x.device).expand(b, -1, -1),
             txt_ids=words.to(x.device).expand(b, -1, -1),
-            guidance=x.new_full((b,), GUIDANCE) if self._config["guidance_embeds"] else None,
+            guidance=guidance(x, self._config),
             return_dict=False,
         )[0]
         return tokens.transpose(1, 2).reshape(x.shape)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from gate.backbone.families.unet import LatentUNet
 from gate.backbone.pipeline import PipelineBackbone, part_of
 from gate.errors import ConfigurationError
 from gate.request import Conditioning, Request
@@ -33,9 +33,7 @@ class PixelUNet(PipelineBackbone):
 
     @classmethod
     def blank(cls, config: Mapping[str, Any]) -> Conditioning:
-        return Conditioning(
-            torch.empty(1, TOKENS, config["encoder_hid_dim"] or config["cross_attention_dim"])
-        )
+        return LatentUNet.blank(config)  # of the same class, and of as many tokens
 
     def describe(self, texts: Sequence[str]) -> Conditioning:
         states, _ = self.t5_states([text.lower().strip() for text in texts], TOKENS)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gate.backbone.families.flux import GUIDANCE, pack, unpack
+from gate.backbone.families.flux import guidance, pack, unpack
 from gate.backbone.pipeline import PipelineBackbone
 from gate.request import Conditioning, Request
 
@@ -48,14 +48,13 @@ class QwenImage(PipelineBackbone):
 
     def call(self, x: Tensor, t: Tensor, given: Conditioning, request: Request) -> Tensor:
         h, w = x.shape[-2] // 2, x.shape[-1] // 2
-        guided = x.new_full((len(x),), GUIDANCE) if self._config["guidance_embeds"] else None
         tokens: Tensor = self.denoiser(
             pack(x),
             encoder_hidden_states=given.prompt_embeds,
             encoder_hidden_states_mask=given.mask,
             timestep=(t / 1000).to(x),
             img_shapes=[[(1, h, w)]] * len(x),
-            guidance=guided,
+            guidance=guidance(x, self._config),
             return_dict=False,
         )[0]
         return unpack(tokens, h, w)
