@@ -121,10 +121,10 @@ def decoder_config(cls: str, vocabulary: int, layers: int = 2) -> Any:
     )
 
 
-def vae(channels: int = 4, blocks: int = 3, **options: Any) -> Any:
-    from diffusers import AutoencoderKL
+def vae(channels: int = 4, blocks: int = 3, kind: str = "AutoencoderKL", **options: Any) -> Any:
+    import diffusers
 
-    return AutoencoderKL(
+    return getattr(diffusers, kind)(
         down_block_types=("DownEncoderBlock2D",) * blocks,
         up_block_types=("UpDecoderBlock2D",) * blocks,
         block_out_channels=(8,) * blocks,
@@ -484,23 +484,15 @@ def z_image(folder: Path) -> Path:
 
 
 def flux2(folder: Path) -> Path:
-    from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+    from diffusers import Flux2Transformer2DModel
     from transformers import Qwen3ForCausalLM
 
     tokenizer = byte_tokenizer("Qwen2Tokenizer")
-    vae = AutoencoderKLFlux2(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=64,
-    )
-    vae.bn.running_mean.uniform_(-1, 1)
-    vae.bn.running_var.uniform_(0.5, 2)
+    normed = vae(kind="AutoencoderKLFlux2")
+    normed.bn.running_mean.uniform_(-1, 1)
+    normed.bn.running_var.uniform_(0.5, 2)
     parts = {
-        "vae": vae,
+        "vae": normed,
         "text_encoder": Qwen3ForCausalLM(decoder_config("Qwen3Config", len(tokenizer), layers=28)),
         "tokenizer": tokenizer,
         "transformer": Flux2Transformer2DModel(
