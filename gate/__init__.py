@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from gate.version import __version__
 
 _HOMES = {
     "screen": "gate.screening",
     "Screening": "gate.screening",
-    "ScreenConfig": "gate.config",
-    "load_backbone": "gate.backbone",
+    "ScreenConfig": "gate.screening.config",
+    "load_backbone": "gate.backbones",
+    "capture": "gate.backbones",
     "Backbone": "gate.backbone",
-    "capture": "gate.backbone",
     "list_techniques": "gate.registry",
     "create_technique": "gate.registry",
     "Technique": "gate.technique",
@@ -44,14 +44,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from gate.backbone import Backbone, capture, load_backbone
-    from gate.config import ScreenConfig
+    from gate.backbone import Backbone
+    from gate.backbones import capture, load_backbone
     from gate.errors import GateError
     from gate.metric import Metric
     from gate.probe import Probe
     from gate.registry import create_technique, list_techniques
     from gate.sample import Sample, SampleSet
     from gate.screening import Screening, screen
+    from gate.screening.config import ScreenConfig
     from gate.technique import Cost, Technique
 
 
@@ -59,3 +60,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:  # loaded on first use: `gate --help` needs no torch
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'gate' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

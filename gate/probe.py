@@ -16,9 +16,8 @@ from gate.sample import MIN_SAMPLES, SampleSet
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gate.statistics import Figure
-
 Needs = Literal["labels", "masks"]
+Figure = Literal["miou", "balanced-accuracy"]
 Array = npt.NDArray[Any]
 
 MAP_SIDE = 16
@@ -95,8 +94,8 @@ class Probe:
     """A small model that reads the truth from features. A subclass states its facts and writes `evaluate`.
 
     name: what the command line calls it. summary: one line. source: paper or library. needs: the truth it
-    reads. figure: how its confusion counts become a number (`gate.statistics`). direction and range are those of the
-    figure.
+    reads. figure: how its confusion counts become a number (`gate.ranking.statistics`); direction and range
+    are those of the figure.
     """
 
     name: ClassVar[str] = ""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import fnmatch
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
+from gate.composition import Composition
 from gate.errors import GateError, PluginError, UsageError, unknown_name
-from gate.technique import Composition, Technique, with_settings
+from gate.technique import Technique
 
 Kind = Literal["technique", "probe", "metric"]
 GROUPS: dict[Kind, str] = {"technique": "gate.techniques", "probe": "gate.probes", "metric": "gate.metrics"}
@@ -237,3 +239,20 @@ def load_class(reference: str) -> type[Technique]:
     if not isinstance(cls, type) or not issubclass(cls, Technique):
         raise PluginError(f"{reference} does not derive from gate.Technique.")
     return cls
+
+
+def with_settings(cls: type[Technique], name: str, settings: Mapping[str, Any]) -> Technique:
+    """cls(**settings) under the name `name`, with a clear error for an unknown or impossible setting."""
+    known = {f.name for f in dataclasses.fields(cls) if f.init}
+    for key in settings:
+        if key not in known:
+            raise unknown_name(
+                f"setting of {name}", key, known, listing=f"gate describe {name.partition('[')[0]}"
+            )
+    try:
+        technique = cls(**settings)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} cannot be set up with {dict(settings)}: {error}") from error
+    if name != cls.name:
+        vars(technique)["name"] = name
+    return technique

@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 Origin = Literal["noised", "clean", "sampled"]
 
 
-def _optional(function: Any, *tensors: Tensor | None) -> Tensor | None:
-    present = [x for x in tensors if x is not None]
-    return function(present) if present else None
-
-
 @dataclass(frozen=True, eq=False)
 class Conditioning:
     """What steers the denoiser, one row per sample.
@@ -55,29 +50,30 @@ class Conditioning:
         """The rows of `index`, in that order; repeats are allowed."""
         i = torch.as_tensor(list(index), dtype=torch.long)
 
-        def pick(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[i.to(x.device)]
+        def pick(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[i.to(value.device)]
+            return tuple(value[j] for j in index) if value else value
 
-        return Conditioning(
-            self.prompt_embeds[i.to(self.prompt_embeds.device)],
-            pick(self.pooled),
-            pick(self.mask),
-            pick(self.time_ids),
-            pick(self.image_embeds),
-            tuple(self.prompts[j] for j in index) if self.prompts else (),
-        )
+        return Conditioning(**{name: pick(value) for name, value in self._fields().items()})
 
     @staticmethod
     def join(parts: Sequence[Conditioning]) -> Conditioning:
-        """Rows of all parts, one after the other."""
-        return Conditioning(
-            torch.cat([p.prompt_embeds for p in parts]),
-            _optional(torch.cat, *(p.pooled for p in parts)),
-            _optional(torch.cat, *(p.mask for p in parts)),
-            _optional(torch.cat, *(p.time_ids for p in parts)),
-            _optional(torch.cat, *(p.image_embeds for p in parts)),
-            tuple(text for p in parts for text in p.prompts),
-        )
+        """Rows of all parts, one after the other; what only some of them have is an error."""
+        joined: dict[str, Any] = {}
+        for name in parts[0]._fields():
+            values = [getattr(part, name) for part in parts]
+            if any(isinstance(value, Tensor) for value in values):
+                joined[name] = torch.cat(values)
+            else:
+                joined[name] = (
+                    None if values[0] is None else tuple(item for value in values for item in value)
+                )
+        return Conditioning(**joined)
+
+    def _fields(self) -> dict[str, Any]:
+        """Every field by name: rows and joins must not forget one."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,7 +56,7 @@ class Caption(Prompt):
         return self.model or (OWN if backbone.name == "tiny" else PUBLIC)
 
     def _load(self, backbone: Backbone) -> Any:
-        from gate.vision import load_vision
+        from gate.adapters.vision import load_vision
 
         if self._captioner is None:
             self._captioner = load_vision(

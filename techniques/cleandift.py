@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gate.companions import companion, cross_width, local_file
+from gate.adapters.formats import CLEANDIFT_FILE
+from gate.adapters.networks import companion, cross_width, local_file
 from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError
 from gate.technique import Technique
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from gate.request import Request
     from gate.sample import SampleSet
 
-FILE = "cleandift_unet.safetensors"
 REPOSITORY = "CompVis/cleandift"
 PUBLIC: Mapping[int, str] = {768: "cleandift_sd15_unet.safetensors", 1024: "cleandift_sd21_unet.safetensors"}
 
@@ -51,7 +51,7 @@ class CleanDift(Technique):
             raise UnsuitableError(str(error)) from error
 
     def attach(self, backbone: Backbone) -> AbstractContextManager[None]:
-        from gate.backbone.merge import swapped
+        from gate.adapters.merge import swapped
 
         return swapped(backbone, self._load(backbone))
 
@@ -77,14 +77,14 @@ class CleanDift(Technique):
 
     def _where(self, backbone: Backbone) -> tuple[str, str]:
         if self.weights:
-            return self.weights, self.weight_name or FILE
+            return self.weights, self.weight_name or CLEANDIFT_FILE
         own = companion(
             backbone,
             "cleandift",
             fit="gate fit cleandift --data scenes-trained --output NET, then screen 'cleandift[weights=NET]'.",
         )
         if own:
-            return own, FILE
+            return own, CLEANDIFT_FILE
         width = cross_width(backbone.denoiser)
         if width not in PUBLIC:
             raise MissingWeightsError(

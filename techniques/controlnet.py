@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gate.companions import companion, cross_width, load_network
-from gate.control_images import DEPTH_MODEL, ControlImages
+from gate.adapters.control_images import ControlImages
+from gate.adapters.formats import DEPTH_MODEL
+from gate.adapters.networks import companion, cross_width, load_network
 from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError
 from gate.technique import Cost, Technique, descend
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gate.companions import companion, cross_width, local_file
+from gate.adapters.formats import IMAGE_ENCODER, IP_ADAPTER_FILE, PUBLIC_IP_ADAPTERS
+from gate.adapters.networks import companion, cross_width, local_file
 from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError
 from gate.technique import Technique
 
@@ -18,13 +18,6 @@ if TYPE_CHECKING:
     from gate.backbone import Backbone
     from gate.request import Batch, Conditioning
     from gate.sample import SampleSet
-
-FILE, ENCODER = "ip-adapter.safetensors", "image_encoder"
-# repository, file and folder of the image encoder, by the width of the denoiser's cross-attention
-PUBLIC: Mapping[int, tuple[str, str, str]] = {
-    768: ("h94/IP-Adapter", "models/ip-adapter_sd15.safetensors", "models/image_encoder"),
-    2048: ("h94/IP-Adapter", "sdxl_models/ip-adapter_sdxl_vit-h.safetensors", "models/image_encoder"),
-}
 
 
 @dataclass(kw_only=True)
@@ -67,7 +60,7 @@ class IpAdapter(Technique):
         import torch
         from safetensors.torch import load_file
 
-        from gate.backbone.image_prompt import tailor
+        from gate.adapters.image_prompt import tailor
 
         source, name, folder = self._where(backbone)
         file = local_file(source, name, "IP-Adapter")
@@ -75,6 +68,8 @@ class IpAdapter(Technique):
         for key, value in load_file(file).items():
             part, _, rest = key.partition(".")
             state.setdefault(part, {})[rest] = value.to(backbone.device, backbone.dtype)
+        from gate.adapters.vision import load_image_encoder
+
         self._encoder = load_image_encoder(source, folder, backbone)
         one = self._encoder.model.config
         # IP-Adapter Plus reads the last but one layer's patches, the plain one the pooled embedding
@@ -98,23 +93,25 @@ class IpAdapter(Technique):
                 fit="gate fit ip-adapter --data scenes-trained --output NET, then screen 'ip-adapter[weights=NET]'.",
             )
             if own:
-                return own, FILE, ENCODER
+                return own, IP_ADAPTER_FILE, IMAGE_ENCODER
             width = cross_width(backbone.denoiser)
-            if width not in PUBLIC:
+            if width not in PUBLIC_IP_ADAPTERS:
                 raise MissingWeightsError(
                     f"No public IP-Adapter is known for {backbone.name}; give one as ip-adapter[weights=ID]."
                 )
-            return PUBLIC[width]
+            return PUBLIC_IP_ADAPTERS[width]
         path = Path(self.weights).expanduser()
         where, name = (
-            (str(path.parent), path.name) if path.is_file() else (str(self.weights), self.weight_name or FILE)
+            (str(path.parent), path.name)
+            if path.is_file()
+            else (str(self.weights), self.weight_name or IP_ADAPTER_FILE)
         )
-        return where, name, self.image_encoder or str(PurePosixPath(name).parent / ENCODER)
+        return where, name, self.image_encoder or str(PurePosixPath(name).parent / IMAGE_ENCODER)
 
     def attach(self, backbone: Backbone) -> AbstractContextManager[None]:
         if not self.scale:
             return nullcontext()
-        from gate.backbone.image_prompt import worn
+        from gate.adapters.image_prompt import worn
 
         if self._wear is None:
             self._load(backbone)
@@ -139,13 +136,3 @@ class IpAdapter(Technique):
             seen = self._encoder.model(self._encoder.pixels([image]), output_hidden_states=self._patches)
         embeds: Tensor = seen.hidden_states[-2] if self._patches else seen.image_embeds
         return embeds
-
-
-def load_image_encoder(source: str, folder: str, backbone: Backbone) -> Any:
-    """The CLIP image encoder in `folder` of a folder or repository, with its resizing and normalisation."""
-    from gate.vision import clip_processor, load_vision
-
-    return load_vision(
-        source, "CLIPVisionModelWithProjection", "image encoder", device=backbone.device, dtype=backbone.dtype,
-        subfolder=folder, processor=clip_processor,
-    )  # fmt: skip

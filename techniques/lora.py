@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from gate.companions import companion
+from gate.adapters.formats import OVER_FITTED
+from gate.adapters.networks import companion
 from gate.errors import MissingWeightsError, UnsuitableError
 from gate.technique import Technique
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from gate.sample import SampleSet
 
 SHIPPED = ("lora-sketches", "lora-quality")  # beside tiny
-OVER_FITTED = "over-fitted"  # the folder of the last step's weights in a fit
 
 
 @dataclass(kw_only=True)
@@ -58,12 +58,12 @@ class Lora(Technique):
             raise UnsuitableError(str(error)) from error
 
     def attach(self, backbone: Backbone) -> AbstractContextManager[None]:
-        from gate.backbone.merge import swapped
+        from gate.adapters.merge import swapped
 
         return swapped(backbone, self._load(backbone))
 
     def _load(self, backbone: Backbone) -> dict[str, Tensor]:
-        from gate.backbone.merge import lora_weights
+        from gate.adapters.merge import lora_weights
 
         if self._merged is None:
             self._merged = (

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gate.companions import companion, cross_width, load_network
-from gate.control_images import NAMES, ControlImages
+from gate.adapters.control_images import ControlImages
+from gate.adapters.formats import CONTROL_IMAGES
+from gate.adapters.networks import companion, cross_width, load_network
 from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError
 from gate.technique import Technique
 
@@ -50,8 +51,8 @@ class T2iAdapter(Technique):
     _last: tuple[Batch, list[Tensor]] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.controls not in NAMES:
-            raise ValueError(f"controls must be one of {', '.join(NAMES)}; got {self.controls!r}.")
+        if self.controls not in CONTROL_IMAGES:
+            raise ValueError(f"controls must be one of {', '.join(CONTROL_IMAGES)}; got {self.controls!r}.")
 
     def check(self, backbone: Backbone, samples: SampleSet) -> None:
         super().check(backbone, samples)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gate.companions import companion, local_file
+from gate.adapters.formats import WORD_TEMPLATE, WORDS_FILE
+from gate.adapters.networks import companion, local_file
 from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError
 from gate.technique import Technique
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from gate.request import Batch, Conditioning
     from gate.sample import SampleSet
 
-FILE = "learned_embeds.safetensors"
 NAMELESS = "emb_params"  # what the web UI's files call any token
 
 
@@ -40,7 +40,7 @@ class TextualInversion(Technique):
     weights: str = ""
     weight_name: str = ""
     token: str = ""
-    template: str = "{token} {prompt}"
+    template: str = WORD_TEMPLATE
     _words: dict[str, Tensor] | None = field(default=None, init=False, repr=False)
     _spelled: str = field(default="", init=False, repr=False)
 
@@ -79,7 +79,7 @@ class TextualInversion(Technique):
                 fit="gate fit textual-inversion --data sketches-trained --output WORD, then screen "
                 "'textual-inversion[weights=WORD]'.",
             )
-            file = local_file(source, self.weight_name or FILE, "textual inversion")
+            file = local_file(source, self.weight_name or WORDS_FILE, "textual inversion")
             found = load_file(file)
             width = backbone.components["text_encoder"].get_input_embeddings().weight.shape[1]  # type: ignore[operator]
             if len(found) != 1 or next(iter(found.values())).shape[-1] != width:
@@ -97,7 +97,7 @@ class TextualInversion(Technique):
         if not self.active:
             yield
             return
-        from gate.backbone.words import with_words
+        from gate.adapters.words import with_words
 
         with with_words(backbone, self._load(backbone)) as spelled:
             [self._spelled] = spelled.values()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def tiny() -> Backbone:
     """The embedded backbone, loaded once."""
-    from gate.backbone import load_backbone
+    from gate.backbones import load_backbone
 
     return load_backbone("tiny", device="cpu")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gate.config import ScreenConfig
-from gate.run import Run, open_run, write_arrays, write_json
+from gate.runs.directory import Run, open_run, write_arrays, write_json
+from gate.screening.config import ScreenConfig
 
 NAMES = {  # name -> (suppression, probe gain, calls per pass, control, leak)
     "prompt+noise-ensemble": (0.29, 0.21, 8, False, ""),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gate.composition import Composition
 from gate.errors import PluginError, UsageError
 from gate.registry import (
     create_technique,
@@ -16,7 +17,6 @@ from gate.registry import (
     select_plugins,
     select_techniques,
 )
-from gate.technique import Composition
 
 
 def test_all_own_plugins_load() -> None:

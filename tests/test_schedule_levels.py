@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import gate
-from gate.config import ScreenConfig, make_config
 from gate.errors import ConfigurationError, UsageError
 from gate.schedule import NoiseSchedule
+from gate.screening.config import ScreenConfig, make_config
 
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
 EVERY = torch.arange(1000)

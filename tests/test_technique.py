@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from gate.backbone import Backbone
+from gate.composition import Composition
 from gate.errors import UnsuitableError, UsageError
+from gate.passes import single_pass
+from gate.registry import with_settings
 from gate.request import Batch, Conditioning, Request, Response
 from gate.sample import SampleSet
-from gate.technique import Composition, Cost, Technique, run, with_settings
+from gate.technique import Cost, Technique
 
 if TYPE_CHECKING:
     from gate.technique import CallNext
@@ -131,7 +134,7 @@ def test_order_left_to_right_and_the_leftmost_wraps(batch: Batch) -> None:
     both = Composition(parts=(named("a", log=(log,)), named("b", log=(log,), mark="b")))
     assert both.condition(batch.neutral, batch).prompts == ("ab",) * 2
     with torch.no_grad(), both.attach(batch.backbone):
-        run(both, batch.request(50, 0), ())
+        single_pass(both, batch.request(50, 0), ())
     assert log == ["+a", "+b", "a", "b", "-b", "-a"]
 
 
@@ -151,9 +154,9 @@ def test_settings_that_are_unknown_or_impossible() -> None:
 
 def test_a_pass_starts_elsewhere_only_where_there_is_noise(batch: Batch) -> None:
     with torch.no_grad():
-        noised = run(Starter(), batch.request(50, 0), ("mid",))
+        noised = single_pass(Starter(), batch.request(50, 0), ("mid",))
         zero = batch.backbone.denoise(batch.request(50, 0).with_(x_t=torch.zeros_like(batch.x0)), ("mid",))
-        clean = run(Starter(), batch.clean_request(), ("mid",))
+        clean = single_pass(Starter(), batch.clean_request(), ("mid",))
         plain = batch.backbone.denoise(batch.clean_request(), ("mid",))
     assert torch.equal(noised.features["mid"], zero.features["mid"])
     assert torch.equal(clean.features["mid"], plain.features["mid"])
@@ -167,9 +170,9 @@ def test_a_repeated_call_on_the_reference_costs_one(batch: Batch) -> None:
 
     with torch.no_grad():
         before = batch.backbone.calls
-        run(Again(), batch.clean_request(), ())
+        single_pass(Again(), batch.clean_request(), ())
         assert batch.backbone.calls - before == 2  # two rows, once
-        run(Again(), batch.request(50, 0), ())
+        single_pass(Again(), batch.request(50, 0), ())
         assert batch.backbone.calls - before == 6
 
 

@@ -172,7 +172,7 @@ ALSO = {  # dice change whatever is run twice; a changed weight or processor cha
 @pytest.fixture()
 def backbone() -> Backbone:
     """One of its own per test, since some of them break it."""
-    from gate.backbone import load_backbone
+    from gate.backbones import load_backbone
 
     return load_backbone("tiny", device="cpu")
 

@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from safetensors.numpy import load_file
 
 import gate
-from gate.backbone.massive import THRESHOLD
+from gate.backbones.massive import THRESHOLD
 from gate.data import load_data
-from gate.statistics import confusion_error, confusion_margins, paired_bca
+from gate.ranking.statistics import confusion_error, confusion_margins, paired_bca
 from gate.tiny import WEIGHTS
-from gate.tiny.progress import Ema, Schedule, train_steps
+from gate.tiny.recipe.progress import Ema, Schedule, train_steps
+from gate.tiny.recipe.train import Recipe, cache_latents, draw_batch, load_cache
 from gate.tiny.tokens import new_tokenizer
-from gate.tiny.train import Recipe, cache_latents, draw_batch, load_cache
 
 WIDTH, HEADS, DEPTH, TEXT = 192, 4, 8, 128
 RECIPE = Recipe(steps=6000, rate=1e-3, warm_up=300)

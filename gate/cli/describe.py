@@ -66,8 +66,8 @@ def _facts(kind: Kind, name: str) -> dict[str, Any] | None:
 
 
 def _technique(name: str) -> dict[str, Any] | None:
+    from gate.composition import Composition
     from gate.registry import create_technique, plugins, technique_names
-    from gate.technique import Composition
 
     head = name.partition("[")[0].partition("+")[0].strip()
     broken = plugins("technique").get(head)
@@ -138,7 +138,7 @@ def _doc(cls: type[Any]) -> str:
 def _show(facts: dict[str, Any], format: Format) -> None:
     rows = [(k.replace("_", " "), text) for k, v in facts.items() if (text := _text(k, v))]
     if format is Format.md:
-        from gate.table import markdown
+        from gate.report.table import markdown
 
         typer.echo(markdown(("fact", facts["name"]), [(k, t.replace("\n", " ")) for k, t in rows]))
         return

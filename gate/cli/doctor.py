@@ -94,8 +94,8 @@ def _devices() -> Iterator[Check]:
 
 
 def _embedded() -> Check:
-    from gate.backbone.hub import EMBEDDED, missing_files, read_index
-    from gate.backbone.pipeline import part_names
+    from gate.backbones.hub import EMBEDDED, missing_files, read_index
+    from gate.backbones.pipeline import part_names
     from gate.errors import GateError
 
     try:
@@ -128,8 +128,9 @@ def _cache() -> Iterator[Check]:
 
 
 def _cached(name: str, file: Path) -> Check:
-    from gate.backbone.hub import missing_files, read_index
-    from gate.backbone.pipeline import find_family, part_names
+    from gate.backbones.families import find_family
+    from gate.backbones.hub import missing_files, read_index
+    from gate.backbones.pipeline import part_names
     from gate.errors import GateError
 
     try:
@@ -157,7 +158,7 @@ def _plugins() -> Iterator[Check]:
 
 
 def _families() -> Iterator[Check]:
-    from gate.backbone.families import families, plugins
+    from gate.backbones.families import families, plugins
 
     for name, family in plugins().items():
         if isinstance(family, str):

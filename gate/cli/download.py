@@ -20,7 +20,7 @@ def download(
 
     An interrupted download goes on where it stopped.
     """
-    from gate.backbone.hub import INDEX, fetch, is_hub_id, missing_files, read_index
+    from gate.backbones.hub import INDEX, fetch, is_hub_id, missing_files, read_index
     from gate.errors import MissingWeightsError, UsageError
 
     if not is_hub_id(name):
@@ -29,7 +29,7 @@ def download(
         )
     folder = fetch(name, revision)
     if (folder / INDEX).is_file():
-        from gate.backbone.pipeline import part_names
+        from gate.backbones.pipeline import part_names
 
         index = read_index(name, folder)
         missing = missing_files(folder, index, part_names(index))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Columns = Mapping[str, Callable[[Mapping[str, Any]], str]]
 
 
-FAMILIES = Path(__file__).parents[1] / "backbone" / "families"
+FAMILIES = Path(__file__).parents[1] / "backbones" / "families"
 
 
 class Listing(str, Enum):
@@ -154,8 +154,8 @@ def _metrics(backbone: str) -> tuple[Rows, Columns]:
 
 
 def _layers(backbone: str) -> tuple[Rows, Columns]:
-    from gate.backbone import config_layers
-    from gate.backbone.aliases import PRESETS, peer_name, presets
+    from gate.backbones import config_layers
+    from gate.backbones.aliases import PRESETS, peer_name, presets
     from gate.errors import ConfigurationError
 
     layers = config_layers(backbone)

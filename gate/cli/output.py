@@ -70,11 +70,11 @@ def echo_rows(
         return
     cells = [[cell(row) for cell in columns.values()] for row in rows]
     if format is Format.csv:
-        from gate.table import comma_separated
+        from gate.report.table import comma_separated
 
         typer.echo(comma_separated(list(columns), cells))
     elif format is Format.md:
-        from gate.table import markdown
+        from gate.report.table import markdown
 
         typer.echo(markdown(list(columns), cells))
     else:

@@ -19,10 +19,10 @@ def plot(
 ) -> None:
     """Draw every figure of a run as PNG and SVG, and print their paths."""
     from gate.errors import ConfigurationError
-    from gate.run import open_run
+    from gate.runs.directory import open_run
 
     opened = open_run(run)
-    from gate.plots import draw_all
+    from gate.report.figures import draw_all
 
     folder = output or opened.path / "figures"
     try:

@@ -17,7 +17,7 @@ def rank(
     debug: DebugOption = False,
 ) -> None:
     """Print the ranking of a finished run."""
-    from gate.run import open_run
+    from gate.runs.directory import open_run
 
     opened = open_run(run)
     print_results(opened.results, opened.path, format)
@@ -25,7 +25,7 @@ def rank(
 
 def print_results(results: Mapping[str, Any], path: Path, format: Format) -> None:
     """The ranking on stdout. CSV holds the ranking alone, so what else there is to say goes to stderr."""
-    from gate import table
+    from gate.report import table
 
     if format is Format.json:
         typer.echo(to_json({**results, "run": str(path)}))

@@ -68,8 +68,8 @@ def screen(
 ) -> None:
     """Rank techniques by how much of vanilla's content shift they remove."""
     given = {k: v for k, v in locals().items() if v is not None and k not in _NOT_SETTINGS}
-    from gate.config import make_config
     from gate.screening import screen as run_screening
+    from gate.screening.config import make_config
 
     settings = make_config(given, file=config)
     from gate.cli.progress import reporting

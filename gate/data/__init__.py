@@ -1,6 +1,5 @@
 """Where samples come from: a folder of images, named data sets, images already in memory."""
 
-from gate.data.chosen import load_for
 from gate.data.folder import load_images
 from gate.data.images import fit_image
 from gate.data.memory import as_samples
@@ -13,7 +12,6 @@ __all__ = [
     "as_samples",
     "fit_image",
     "load_data",
-    "load_for",
     "load_images",
     "load_scenes",
 ]

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gate.data import companions
-from gate.data.companions import Listing
+from gate.data import sidecars
 from gate.data.images import (
     ASPECT_TOLERANCE,
     EXTENSIONS,
@@ -23,6 +22,7 @@ from gate.data.images import (
     read_mask,
 )
 from gate.data.order import draw, interleave
+from gate.data.sidecars import Listing
 from gate.errors import ConfigurationError, UsageError
 from gate.sample import MIN_SAMPLES, Sample, SampleSet
 
@@ -60,8 +60,8 @@ def load_images(
     check_size(size)
     if limit is not None and limit < minimum:
         raise UsageError(f"The limit of {limit} samples is too low; at least {minimum} are needed.")
-    masks_at = companions.masks_folder(folder, masks)
-    listing = companions.list_folder(folder, without=masks_at)
+    masks_at = sidecars.masks_folder(folder, masks)
+    listing = sidecars.list_folder(folder, without=masks_at)
     if not listing.images:
         raise _no_images(listing)
     reader = _reader(listing, size, labels, captions, masks_at)
@@ -140,7 +140,7 @@ class _Reader:
             mask = fit_mask(classes, self.size)
         return Sample(
             fit_image(image, self.size),
-            caption=companions.read_caption(self.captions[key]) if key in self.captions else None,
+            caption=sidecars.read_caption(self.captions[key]) if key in self.captions else None,
             label=self.classes.index(self.labels[key]) if self.labels else None,
             mask=mask,
             source=key,
@@ -150,14 +150,14 @@ class _Reader:
 def _reader(
     listing: Listing, size: int, labels: PathLike | None, captions: PathLike | None, masks_at: Path | None
 ) -> _Reader:
-    names = companions.find_labels(listing, labels)
+    names = sidecars.find_labels(listing, labels)
     return _Reader(
         listing,
         size,
         labels=names,
-        captions=companions.find_captions(listing, captions),
-        masks=companions.find_masks(listing, masks_at) if masks_at else None,
-        classes=companions.sort_classes(names.values()),
+        captions=sidecars.find_captions(listing, captions),
+        masks=sidecars.find_masks(listing, masks_at) if masks_at else None,
+        classes=sidecars.sort_classes(names.values()),
     )
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gate.backbone.capture import capture
+from gate.adapters.formats import CLEANDIFT_FILE
+from gate.backbones.capture import capture
 from gate.fit.trainer import Trainer, is_small, seeded
-from gate.techniques.cleandift import FILE
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone
@@ -85,7 +85,7 @@ class CleanDiftTrainer(Trainer):
 
         folder.mkdir(parents=True, exist_ok=True)
         state = {k: v.detach().half().cpu().contiguous() for k, v in self.student.state_dict().items()}
-        save_file(state, folder / FILE)
+        save_file(state, folder / CLEANDIFT_FILE)
 
     def facts(self) -> dict[str, Any]:
         return {

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gate.backbone.image_prompt import Wear, tailor, worn
+from gate.adapters.formats import IMAGE_ENCODER, IP_ADAPTER_FILE, PUBLIC_IP_ADAPTERS
+from gate.adapters.image_prompt import Wear, tailor, worn
+from gate.adapters.vision import VisionModel, clip_processor, load_image_encoder
 from gate.fit.trainer import Trainer, is_small, seeded
-from gate.techniques.ip_adapter import ENCODER, FILE, PUBLIC, load_image_encoder
-from gate.vision import VisionModel, clip_processor
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone
@@ -91,8 +91,8 @@ class IpAdapterTrainer(Trainer):
             state[f"ip_adapter.{2 * i + 1}.to_k_ip.weight"] = module.to_k_ip[0].weight
             state[f"ip_adapter.{2 * i + 1}.to_v_ip.weight"] = module.to_v_ip[0].weight
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / FILE)
-        self.encoder.model.save_pretrained(folder / ENCODER)
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / IP_ADAPTER_FILE)
+        self.encoder.model.save_pretrained(folder / IMAGE_ENCODER)
 
     def facts(self) -> dict[str, Any]:
         return {"rate": self.rate, "tokens": TOKENS, "parameters": sum(p.numel() for p in self.parameters)}
@@ -151,6 +151,6 @@ def acquaint(encoder: Any, images: Tensor) -> None:
 
 def public_encoder(backbone: Backbone) -> VisionModel:
     """CLIP's image encoder, as the public IP-Adapters have it."""
-    repository, _, folder = PUBLIC[768]
+    repository, _, folder = PUBLIC_IP_ADAPTERS[768]
     encoder: VisionModel = load_image_encoder(repository, folder, backbone)
     return encoder

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gate.adapters.formats import OVER_FITTED
 from gate.errors import ConfigurationError, OutOfMemoryError, UsageError
 from gate.fit.config import FitConfig
+from gate.fit.course import Course, Material
+from gate.fit.report import write_report
 from gate.fit.trainer import Trainer, create_trainer
-from gate.run import write_json
+from gate.runs.directory import write_json
 from gate.schedule import sample_noise
-from gate.techniques.lora import OVER_FITTED
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone
-    from gate.sample import SampleSet
 
 Progress = Callable[[str, int, int], None]
 Log = Callable[[str], None]
@@ -48,29 +49,6 @@ class Fitted:
 
     path: Path
     report: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Material:
-    """What is trained on and judged by. x0: (n, c, h, w); captions: n tuples of texts; held_out: indices."""
-
-    samples: SampleSet
-    x0: Tensor
-    captions: tuple[tuple[str, ...], ...]
-    trained: tuple[int, ...]
-    held_out: tuple[int, ...]
-
-
-@dataclass
-class Course:
-    """What has happened so far. held_out: {step: (m,) eps errors of the held-out images}; losses: mean since then."""
-
-    step: int = 0
-    best: int = 0
-    held_out: dict[int, list[float]] = field(default_factory=dict)
-    losses: dict[int, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    micro: int = 0
 
 
 def captions_of(caption: str | None) -> tuple[str, ...]:
@@ -105,7 +83,7 @@ def fit(
     checkpoint from which `resume` goes on to the same weights. Out of memory halves the batch that goes through at
     once; gradients are accumulated, so the result does not change.
     """
-    from gate.backbone import load_backbone
+    from gate.backbones import load_backbone
 
     progress, log = progress or (lambda *_: None), log or (lambda _: None)
     folder = _folder(config, resume)
@@ -120,8 +98,6 @@ def fit(
             + ", ".join(f"{k} {v:g}" for k, v in trainer.facts().items())
         )
         course = _train(trainer, backbone, material, config, steps, folder, progress, log)
-        from gate.fit.report import write_report
-
         return Fitted(folder, write_report(trainer, backbone, material, config, course, folder))
     finally:
         trainer.release()

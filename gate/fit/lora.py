@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from gate.backbone.merge import ADAPTER, unload
+from gate.adapters.merge import ADAPTER, unload
 from gate.fit.trainer import Trainer, is_small, seeded
 
 if TYPE_CHECKING:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gate import __version__
-from gate.run import write_json
-from gate.statistics import Interval, paired_bca, share_removed
-from gate.techniques.lora import OVER_FITTED
+from gate.adapters.formats import OVER_FITTED
+from gate.ranking.statistics import Interval, paired_bca, share_removed
+from gate.runs.directory import write_json
+from gate.version import __version__
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone
     from gate.fit.config import FitConfig
-    from gate.fit.loop import Course, Material
+    from gate.fit.course import Course, Material
     from gate.fit.trainer import Trainer
 
 Predict = Callable[[torch.Tensor, torch.Tensor, list[str]], torch.Tensor]
@@ -72,7 +72,7 @@ def _gain(course: Course, step: int, seed: int) -> Interval:
 
 
 def _draw(report: dict[str, Any], path: Path) -> None:
-    from gate.plots.look import BLUE, DPI, GREY, VERMILION, new_figure, styled
+    from gate.report.figures.look import BLUE, DPI, GREY, VERMILION, new_figure, styled
 
     with styled():
         figure = new_figure(6.0, 3.2)

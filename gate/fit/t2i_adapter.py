@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from gate.control import as_tensor, drawer
+from gate.adapters.drawing import as_tensor, drawer
 from gate.fit.trainer import Trainer, is_small, seeded
 
 if TYPE_CHECKING:

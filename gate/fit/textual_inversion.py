@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gate.backbone.words import add_words
+from gate.adapters.formats import WORD_TEMPLATE, WORDS_FILE
+from gate.adapters.words import add_words
 from gate.errors import UsageError
 from gate.fit.trainer import Trainer, is_small
-from gate.techniques.textual_inversion import FILE, TextualInversion
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone
@@ -53,8 +53,7 @@ class TextualInversionTrainer(Trainer):
         return torch.where((new >= 0)[..., None], mine, output)
 
     def predict(self, x_t: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:
-        template = TextualInversion.template
-        prompts = [template.format(prompt=text, token=self.spelled).strip() for text in texts]
+        prompts = [WORD_TEMPLATE.format(prompt=text, token=self.spelled).strip() for text in texts]
         tokens = self.tokenizer(
             prompts, padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length,
             return_tensors="pt",
@@ -67,7 +66,7 @@ class TextualInversionTrainer(Trainer):
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({self.token: self.vectors.detach().cpu().contiguous()}, folder / FILE)
+        save_file({self.token: self.vectors.detach().cpu().contiguous()}, folder / WORDS_FILE)
 
     def facts(self) -> dict[str, Any]:
         return {"rate": self.rate, "vectors": len(self.vectors), "parameters": self.vectors.numel()}

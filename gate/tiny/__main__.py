@@ -69,7 +69,7 @@ def _averaged_vae(run: Path) -> Any:
     import torch
 
     from gate.tiny.models import new_vae
-    from gate.tiny.progress import Ema
+    from gate.tiny.recipe.progress import Ema
 
     vae = new_vae()
     ema = Ema(vae, 0.0)
@@ -79,20 +79,20 @@ def _averaged_vae(run: Path) -> Any:
 
 
 def _train_vae(options: argparse.Namespace) -> None:
-    from gate.tiny.train_vae import VaeRecipe, train_vae
+    from gate.tiny.recipe.train_vae import VaeRecipe, train_vae
 
     recipe = VaeRecipe() if options.steps is None else VaeRecipe(steps=options.steps)
     train_vae(recipe, options.run)
 
 
 def _cache_latents(options: argparse.Namespace) -> None:
-    from gate.tiny.train import cache_latents
+    from gate.tiny.recipe.train import cache_latents
 
     cache_latents(_averaged_vae(options.run), options.scenes, options.run / "latents.pt")
 
 
 def _train(options: argparse.Namespace) -> None:
-    from gate.tiny.train import Recipe, load_cache, train
+    from gate.tiny.recipe.train import Recipe, load_cache, train
 
     given = {
         name: getattr(options, name) for name in ("steps", "batch") if getattr(options, name) is not None
@@ -108,9 +108,9 @@ def _export(options: argparse.Namespace) -> None:
 
     from gate.tiny.models import quieten_idle_layers
     from gate.tiny.pipeline import export_pipeline, weights_size
-    from gate.tiny.progress import Ema
+    from gate.tiny.recipe.progress import Ema
+    from gate.tiny.recipe.train import new_trainee, normalise_latents
     from gate.tiny.tokens import new_tokenizer
-    from gate.tiny.train import new_trainee, normalise_latents
 
     vae = _averaged_vae(options.run)
     cache = torch.load(options.run / "latents.pt", weights_only=True)
@@ -130,32 +130,32 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from gate.tiny.evaluate import evaluate
+    from gate.tiny.recipe.evaluate import evaluate
 
     evaluate(options.weights, options.to, quick=options.quick)
 
 
 def _sample(options: argparse.Namespace) -> None:
-    from gate.tiny.figures import sample_sheet
+    from gate.tiny.recipe.figures import sample_sheet
 
     sample_sheet(options.weights, options.to / "figures" / "samples.png")
 
 
 def _adopt(options: argparse.Namespace) -> None:
-    from gate.tiny.shipped import adopt
+    from gate.tiny.recipe.shipped import adopt
 
     print(adopt(options.fit, WEIGHTS, over_fitted=options.over_fitted), file=sys.stderr)
 
 
 def _companions(options: argparse.Namespace) -> None:
-    from gate.tiny.shipped import measure
+    from gate.tiny.recipe.shipped import measure
 
     for name, figure in measure(WEIGHTS, options.to).items():
         print(f"{name}  {figure.value:+.3f} [{figure.low:.3f}, {figure.high:.3f}], n = {figure.n}")
 
 
 def _losses(options: argparse.Namespace) -> None:
-    from gate.tiny.figures import loss_curves
+    from gate.tiny.recipe.figures import loss_curves
 
     loss_curves(options.run, options.to / "figures" / "losses.png")
 

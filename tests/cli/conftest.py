@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fabricated_run import fabricate
 
-from gate.run import Run
+from gate.runs.directory import Run
 
 
 @pytest.fixture(scope="session")

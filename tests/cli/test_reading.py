@@ -14,8 +14,8 @@ import gate.registry
 from gate.cli import app
 from gate.cli.output import to_json
 from gate.registry import Plugin
-from gate.run import Run
-from gate.table import percent, ranking_csv, ranking_markdown, ranking_text
+from gate.report.table import percent, ranking_csv, ranking_markdown, ranking_text
+from gate.runs.directory import Run
 from gate.technique import Technique
 
 cli = CliRunner()

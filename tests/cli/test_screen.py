@@ -16,7 +16,6 @@ import gate.screening
 from gate.cli import app
 from gate.cli.progress import reporting
 from gate.cli.screen import screen
-from gate.config import ScreenConfig
 from gate.errors import (
     ConfigurationError,
     GateError,
@@ -25,8 +24,9 @@ from gate.errors import (
     OutOfMemoryError,
     UsageError,
 )
-from gate.run import Run
+from gate.runs.directory import Run
 from gate.screening import Interrupted, Screening
+from gate.screening.config import ScreenConfig
 
 cli = CliRunner()
 

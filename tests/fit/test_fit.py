@@ -125,7 +125,7 @@ def test_wrong_settings_are_one_sentence(changes: dict[str, Any], text: str, tmp
 def test_the_others_are_fitted_and_screened_as_techniques(
     name: str, tmp_path: Path, tiny: Any, scenes: Any
 ) -> None:
-    from gate.snapshot import Snapshot
+    from gate.testing.snapshot import Snapshot
 
     before = Snapshot.of(tiny)
     path = fitted(tmp_path / "net", name=name, steps=2)

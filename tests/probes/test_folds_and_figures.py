@@ -12,8 +12,8 @@ from sklearn.metrics import balanced_accuracy_score, jaccard_score
 
 from gate.errors import ConfigurationError, PluginError
 from gate.probe import Probe, grid_mask, label_counts, make_folds, map_counts, probe_map
+from gate.ranking.statistics import confusion_error, confusion_margins
 from gate.sample import Sample, SampleSet
-from gate.statistics import confusion_error, confusion_margins
 
 
 def images(n: int, labels: list[int] | None = None, classes: int = 4) -> SampleSet:

@@ -15,8 +15,8 @@ from gate.probe import Folds, Probe, grid_mask, make_folds
 from gate.probes.knn import Knn
 from gate.probes.linear import Linear
 from gate.probes.pixel_linear import PixelLinear, fit_ridge
+from gate.ranking.statistics import confusion_error, confusion_margins
 from gate.sample import Sample, SampleSet
-from gate.statistics import confusion_error, confusion_margins
 
 CLASSES, SIDE = 4, 8
 EVERY: tuple[type[Probe], ...] = (Linear, Knn, PixelLinear)

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from gate.adapters.control_images import ControlImages
+from gate.adapters.drawing import CONTROLS, drawer
+from gate.adapters.formats import CONTROL_IMAGES
 from gate.backbone import Backbone
-from gate.control import CONTROLS, drawer
-from gate.control_images import NAMES, ControlImages
 from gate.errors import UnsuitableError, UsageError
 from gate.registry import create_technique
 from gate.sample import SampleSet
@@ -121,7 +122,7 @@ def test_depth_without_an_estimator_is_a_sentence(tiny: Backbone, scenes: Sample
     )
     with pytest.raises(UnsuitableError, match="hf download somebody/depth"):
         missing.check(tiny, scenes)
-    assert (*CONTROLS, "depth") == NAMES
+    assert (*CONTROLS, "depth") == CONTROL_IMAGES
     with pytest.raises(UsageError, match="choose canny"):
         drawer("dept")
 
@@ -134,9 +135,9 @@ def test_what_is_not_here_is_said_without_asking_the_network(
 
     from diffusers import ControlNetModel
 
-    from gate.companions import load_network
+    from gate.adapters.networks import load_network
+    from gate.adapters.vision import load_vision
     from gate.errors import MissingWeightsError
-    from gate.vision import load_vision
 
     asked: list[object] = []
 

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from gate.backbone import Backbone
 from gate.errors import ConfigurationError, UnsuitableError
+from gate.passes import single_pass
 from gate.registry import create_technique
 from gate.sample import SampleSet
-from gate.technique import run
 from gate.testing import check_technique
 
 
@@ -31,7 +31,7 @@ def test_own_weights_are_the_clean_pass(weights: str, tiny: Backbone, scenes: Sa
     clean = tiny.denoise(batch.clean_request(), ("up1",)).features["up1"]
     with torch.no_grad(), technique.attach(tiny):
         for t, seed in ((50, 0), (300, 1)):
-            seen = run(technique, batch.request(t, seed), ("up1",)).features["up1"]
+            seen = single_pass(technique, batch.request(t, seed), ("up1",)).features["up1"]
             assert torch.equal(seen, clean)  # tiny's own weights are stored in half precision
 
 
@@ -41,7 +41,7 @@ def test_the_contract_holds(weights: str, tiny: Backbone, scenes: SampleSet) -> 
 
 
 def test_it_generates_nothing_and_its_image_metric_says_so(weights: str, tmp_path: Path) -> None:
-    from gate.run import open_run
+    from gate.runs.directory import open_run
     from gate.screening import screen
 
     made = screen(

@@ -9,10 +9,10 @@ import torch
 
 from gate.backbone import Backbone
 from gate.errors import ConfigurationError, UnsuitableError, UsageError
+from gate.passes import single_pass
 from gate.registry import create_technique
 from gate.request import Batch
 from gate.sample import SampleSet
-from gate.technique import run
 from gate.testing import check_technique
 
 
@@ -42,7 +42,7 @@ def batch(tiny: Backbone, scenes: SampleSet) -> Batch:
 def prediction(name: str, batch: Batch, t: int = 300, **settings: object) -> torch.Tensor:
     technique = create_technique(name, **settings)
     with torch.no_grad(), technique.attach(batch.backbone):
-        return run(
+        return single_pass(
             technique, batch.request(t, 0, technique.condition(batch.neutral, batch)), ("up1",)
         ).prediction
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from gate.errors import UsageError
+from gate.passes import single_pass
 from gate.registry import create_technique
 from gate.request import Batch
-from gate.technique import Technique, run
+from gate.technique import Technique
 
 LAYERS = ("mid", "up0", "up1", "up3")
 
@@ -16,7 +17,7 @@ LAYERS = ("mid", "up0", "up1", "up3")
 def features(name: str, batch: Batch) -> dict[str, torch.Tensor]:
     technique = create_technique(name) if name else Technique()
     with torch.no_grad(), technique.attach(batch.backbone):
-        return run(technique, batch.request(50, 0), LAYERS).features
+        return single_pass(technique, batch.request(50, 0), LAYERS).features
 
 
 @pytest.mark.parametrize("factor", ["s1", "s2", "b1", "b2"])

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from gate.backbone import Backbone
 from gate.errors import ConfigurationError, UnsuitableError
+from gate.passes import single_pass
 from gate.registry import create_technique
 from gate.request import Batch
 from gate.sample import SampleSet
-from gate.technique import run
 from gate.testing import check_technique
 
 EMBEDDING, HIDDEN = 24, 64
@@ -91,7 +91,7 @@ def prediction(name: str, batch: Batch, **settings: object) -> torch.Tensor:
     technique = create_technique(name, **settings)
     with torch.no_grad(), technique.attach(batch.backbone):
         conditioning = technique.condition(batch.neutral, batch)
-        return run(technique, batch.request(300, 0, conditioning), ("up1",)).prediction
+        return single_pass(technique, batch.request(300, 0, conditioning), ("up1",)).prediction
 
 
 @pytest.mark.parametrize("file", ["ip-adapter_sd15.safetensors", "ip-adapter-plus_sd15.safetensors"])

@@ -7,10 +7,11 @@ import torch
 
 from gate.backbone import Backbone
 from gate.errors import UnsuitableError, UsageError
+from gate.passes import single_pass
 from gate.registry import create_technique
 from gate.request import Batch
 from gate.sample import SampleSet
-from gate.technique import Technique, run
+from gate.technique import Technique
 from gate.techniques.ddim_inversion import ddim_path
 from gate.techniques.noise_ensemble import derived_seed
 from gate.techniques.shared_timestep import SharedTimestep
@@ -20,7 +21,7 @@ LAYERS = ("mid", "up1", "up3")
 
 def vanilla(batch: Batch, t: int, seed: int = 0):  # type: ignore[no-untyped-def]
     with torch.no_grad():
-        return run(Technique(), batch.request(t, seed), LAYERS)
+        return single_pass(Technique(), batch.request(t, seed), LAYERS)
 
 
 @pytest.mark.parametrize("t, shared", [(0, 0), (19, 0), (20, 20), (50, 40), (99, 80), (100, 100), (777, 777)])
@@ -39,7 +40,7 @@ def test_shared_timestep_tells_but_does_not_move(batch: Batch) -> None:
     original = batch.request(50, 0)
     with torch.no_grad():
         SharedTimestep().denoise(original, call)
-        above = run(SharedTimestep(), batch.request(100, 0), LAYERS)
+        above = single_pass(SharedTimestep(), batch.request(100, 0), LAYERS)
     assert seen[0].t_condition.tolist() == [40] * len(batch) and seen[0].t.tolist() == [50] * len(batch)
     assert torch.equal(seen[0].x_t, original.x_t)
     assert torch.equal(above.features["mid"], vanilla(batch, 100).features["mid"])
@@ -47,7 +48,7 @@ def test_shared_timestep_tells_but_does_not_move(batch: Batch) -> None:
 
 def test_noise_ensemble_is_the_mean_over_its_seeds(batch: Batch) -> None:
     with torch.no_grad():
-        got = run(create_technique("noise-ensemble", members=3), batch.request(300, 5), LAYERS)
+        got = single_pass(create_technique("noise-ensemble", members=3), batch.request(300, 5), LAYERS)
     single = [vanilla(batch, 300, derived_seed(5, k)) for k in range(3)]
     for layer in LAYERS:
         mean = torch.stack([r.features[layer] for r in single]).double().mean(0)
@@ -57,14 +58,16 @@ def test_noise_ensemble_is_the_mean_over_its_seeds(batch: Batch) -> None:
 
 def test_noise_ensemble_to_the_right_of_guidance_is_refused(batch: Batch) -> None:
     with torch.no_grad(), pytest.raises(UnsuitableError, match="first"):
-        run(create_technique("guidance-pag+noise-ensemble"), batch.request(50, 0), ())
+        single_pass(create_technique("guidance-pag+noise-ensemble"), batch.request(50, 0), ())
     with pytest.raises(UsageError, match="both replace the latent"):
         create_technique("noise-ensemble+ddim-inversion")
 
 
 def test_timestep_ensemble_is_the_mean_over_clamped_offsets(batch: Batch) -> None:
     with torch.no_grad():
-        got = run(create_technique("timestep-ensemble", offsets=(-25, 0, 25)), batch.request(10, 0), LAYERS)
+        got = single_pass(
+            create_technique("timestep-ensemble", offsets=(-25, 0, 25)), batch.request(10, 0), LAYERS
+        )
     single = [vanilla(batch, t) for t in (0, 10, 35)]
     for layer in LAYERS:
         mean = torch.stack([r.features[layer] for r in single]).double().mean(0)

@@ -9,10 +9,10 @@ import torch
 
 from gate.backbone import Backbone
 from gate.errors import ConfigurationError, UnsuitableError, UsageError
+from gate.passes import single_pass
 from gate.registry import create_technique
 from gate.request import Batch
 from gate.sample import SampleSet
-from gate.technique import run
 from gate.testing import check_technique
 
 
@@ -39,7 +39,7 @@ def batch(tiny: Backbone, scenes: SampleSet) -> Batch:
 def prediction(name: str, batch: Batch, **settings: object) -> torch.Tensor:
     technique = create_technique(name, **settings)
     with torch.no_grad(), technique.attach(batch.backbone):
-        return run(technique, batch.request(300, 0), ("up1",)).prediction
+        return single_pass(technique, batch.request(300, 0), ("up1",)).prediction
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -54,7 +54,7 @@ def test_the_contract_holds_for_nets_of_grey_and_of_rgb_images(
 def test_it_is_diffusers_own_call(net: str, batch: Batch) -> None:
     from diffusers import T2IAdapter
 
-    from gate.control import as_tensor, canny
+    from gate.adapters.drawing import as_tensor, canny
 
     features = T2IAdapter.from_pretrained(net)(as_tensor(canny, [s.image for s in batch.samples]))
     request = batch.request(300, 0)
@@ -83,7 +83,7 @@ def test_the_net_runs_once_per_batch(net: str, batch: Batch) -> None:
     technique._net.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[attr-defined]
     with torch.no_grad():
         for t in (50, 300, 500):
-            run(technique, batch.request(t, 0), ())
+            single_pass(technique, batch.request(t, 0), ())
     assert len(calls) == 1
 
 

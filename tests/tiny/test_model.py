@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from gate.tiny import WEIGHTS
-from gate.tiny.evaluate import as_images, caption_matters, mean_of, scenes, share
 from gate.tiny.models import TOKENS, new_vae
 from gate.tiny.pipeline import load_pipeline, weights_size
-from gate.tiny.progress import Schedule
+from gate.tiny.recipe.evaluate import caption_matters
+from gate.tiny.recipe.judge import as_images, mean_of, scenes, share
+from gate.tiny.recipe.progress import Schedule
+from gate.tiny.recipe.train import CAPTIONS, LatentCache, Recipe, draw_batch, normalise_latents, train
+from gate.tiny.recipe.train_vae import psnr
 from gate.tiny.tokens import new_tokenizer, tokenise, words
-from gate.tiny.train import CAPTIONS, LatentCache, Recipe, draw_batch, normalise_latents, train
-from gate.tiny.train_vae import psnr
 
 
 @pytest.fixture(scope="module")

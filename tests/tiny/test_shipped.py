@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import gate.tiny
-from gate.companions import FOLDER
+from gate.adapters.networks import FOLDER
 from gate.errors import UsageError
-from gate.tiny import shipped
+from gate.tiny.recipe import shipped
 
 PACKAGE = Path(gate.tiny.__file__).parent
 COMPANIONS = PACKAGE / FOLDER

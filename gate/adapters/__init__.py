@@ -1,0 +1,1 @@
+"""What techniques put on or beside a backbone: control images, fitted networks, LoRAs, words, vision models."""

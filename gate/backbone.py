@@ -1,0 +1,146 @@
+"""The backbone contract: encode, decode, encode_prompts, schedule, layers, denoise."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gate.errors import NonFiniteError
+from gate.request import Batch, Conditioning, Request, Response
+from gate.sample import Sample
+from gate.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One layer: id, place, channels, stride against the latent's side, the block that holds it, and its cost.
+
+    channels: heads, where the layer is a map (b, heads, positions, keys). cost: share of the forward's FLOPs that are
+    spent when this activation is there, 0 to 1: what a forward that stops here would take.
+    """
+
+    id: str
+    path: str
+    channels: int
+    stride: int
+    block: str
+    cost: float = 1.0
+
+    @property
+    def is_map(self) -> bool:
+        """Whether it is softmax weights per head instead of a feature map."""
+        return is_map(self.path)
+
+
+def is_map(path: str) -> bool:
+    """Whether a place gives softmax weights, (b, heads, positions, keys)."""
+    return path.endswith("map")
+
+
+class Backbone(abc.ABC):
+    """A denoiser with what surrounds it. Nothing in it is modified; activations come from hooks.
+
+    name: what the user asked for. family: "unet", ...; traits: what else techniques may ask for, "text" where prompts
+    condition it. image_size: pixels a side. source: where the weights came from. tokenizer: of its prompts.
+    """
+
+    family: ClassVar[str]
+    traits: ClassVar[frozenset[str]] = frozenset({"text"})
+    name: str
+    image_size: int
+    schedule: NoiseSchedule
+    denoiser: nn.Module
+    device: torch.device
+    dtype: torch.dtype
+    source: Path
+    tokenizer: Any
+
+    @abc.abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """(b, 3, H, W) in [0, 1] -> x0, (b, c, h, w) float32 whatever the dtype: the VAE posterior's mean, scaled."""
+
+    @abc.abstractmethod
+    def decode(self, x0: Tensor) -> Tensor:
+        """x0, (b, c, h, w) -> images, (b, 3, H, W) float32 in [0, 1]."""
+
+    @abc.abstractmethod
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings (b, n, d) by the text encoder as it is now; nothing is kept, gradients flow."""
+
+    @abc.abstractmethod
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """One row per prompt; the same text always gives the same bits."""
+
+    @property
+    @abc.abstractmethod
+    def components(self) -> dict[str, nn.Module]:
+        """The parts that adapters change, under diffusers' names: "unet", "text_encoder"."""
+
+    @abc.abstractmethod
+    def prompts_anew(self, tokenizer: Any = None, text_encoder: Any = None) -> AbstractContextManager[None]:
+        """For a while, prompts are encoded afresh: their encoder is not the usual one, or other weights are in it.
+
+        tokenizer, text_encoder: what stands in for the backbone's own.
+        """
+
+    @property
+    @abc.abstractmethod
+    def layer_paths(self) -> dict[str, str]:
+        """Layer id -> module path."""
+
+    @abc.abstractmethod
+    def layers(self) -> list[LayerInfo]:
+        """Every layer that can be extracted."""
+
+    @abc.abstractmethod
+    def activate(self, request: Request, layers: Sequence[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        """The denoiser's raw output, (b, c, h, w), and the wanted activations of the same forward.
+
+        {layer: (b, c, h, w)}; of a map (b, heads x keys, h, w).
+        """
+
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of the weights' files: 16 hexadecimal digits."""
+
+    def denoise(self, request: Request, layers: Sequence[str] = ()) -> Response:
+        """One denoiser call with the wanted activations. Raises NonFiniteError naming the layer."""
+        prediction, features = self.activate(request, layers)
+        for layer, value in {**features, "output": prediction}.items():
+            if not bool(torch.isfinite(value).all()):
+                raise NonFiniteError(
+                    f"Layer {layer} of {self.name} gives NaN or infinity at t = {int(request.t[0])} in {self.dtype}; "
+                    "try --dtype float32."
+                )
+        return Response(prediction, self.schedule.x0_from(prediction, request.x_t, request.t), features)
+
+    def calibrate(self, layers: Sequence[str]) -> None:  # noqa: B027
+        """Look at these layers before they are used; a family may find channels that are not worth keeping."""
+
+    def batch(
+        self,
+        samples: Sequence[Sample],
+        x0: Tensor | None = None,
+        *,
+        everyone: Sequence[Sample] = (),
+        class_names: tuple[str, ...] = (),
+    ) -> Batch:
+        """Samples with their clean latents (encoded here where none are given) and the neutral conditioning."""
+        latents = self.encode(pixels(samples)) if x0 is None else x0
+        neutral = self.encode_prompts([""] * len(samples))
+        return Batch(self, tuple(samples), latents, neutral, everyone or samples, class_names)
+
+
+def pixels(samples: Sequence[Sample]) -> Tensor:
+    """(b, 3, h, w) float32 in [0, 1]."""
+    stacked: NDArray[np.uint8] = np.stack([s.image for s in samples])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255

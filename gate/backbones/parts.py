@@ -1,0 +1,142 @@
+"""The parts of a pipeline as modules: from a folder, or from one safetensors file and the configs it follows."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gate.backbones.hub import PICKLES, pipeline_folder, read_index, variant_of
+from gate.backbones.pipeline import part_names, part_of
+from gate.errors import ConfigurationError, MissingWeightsError, UsageError
+
+
+def load_parts(
+    name: str, folder: Path, index: Mapping[str, Any], names: Sequence[str], dtype: torch.dtype
+) -> dict[str, Any]:
+    """{part: module, tokenizer, or the scheduler's config}. The VAE is in float32 where half precision breaks it."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    parts: dict[str, Any] = {}
+    try:
+        for part in names:
+            where = folder / part
+            if part == "scheduler":
+                parts[part] = json.loads((where / "scheduler_config.json").read_text(encoding="utf-8"))
+                continue
+            library, named = part_of(index, part)
+            if part.startswith("tokenizer") and named.endswith(
+                "Processor"
+            ):  # of its parts, only the words are read
+                library, named = "transformers", "AutoTokenizer"
+            cls: Any = part_class(name, library, named)
+            if not issubclass(cls, nn.Module):
+                parts[part] = cls.from_pretrained(where, local_files_only=True)
+                continue
+            kind = (
+                "torch_dtype" if hasattr(cls, "load_config") else "dtype"
+            )  # diffusers' word, transformers' word
+            options: dict[str, Any] = {kind: vae_dtype(where, dtype) if part in ("vae", "vqvae") else dtype}
+            if variant_of(where):
+                options["variant"] = variant_of(where)
+            parts[part] = cls.from_pretrained(where, use_safetensors=True, local_files_only=True, **options)
+    except ImportError as error:
+        first = next(line for line in str(error).splitlines() if line.strip())
+        raise ConfigurationError(f"{name} needs a package that is not installed: {first.strip()}") from error
+    except OSError as error:
+        first = str(error).strip().splitlines()[0]
+        raise MissingWeightsError(f"{name} is not complete in its folder: {first}") from error
+    return parts
+
+
+def part_class(name: str, library: str, cls: str) -> type[Any]:
+    """A part's class, of transformers, diffusers or one of diffusers' pipelines; never of the repository itself."""
+    import diffusers
+
+    if library in ("diffusers", "transformers"):
+        module: Any = importlib.import_module(library)
+    else:
+        module = getattr(diffusers.pipelines, library, None)
+    found = getattr(module, cls, None) if module is not None else None
+    if found is None:
+        raise ConfigurationError(
+            f"{name} needs {library}.{cls}, which is not in diffusers {diffusers.__version__} or transformers; "
+            "upgrade them. Code that comes with a model is never run."
+        )
+    made: type[Any] = found
+    return made
+
+
+def vae_dtype(folder: Path, dtype: torch.dtype) -> torch.dtype:
+    """float32 for a VAE that overflows in float16 (SDXL's): its config says force_upcast, or says nothing."""
+    if dtype != torch.float16:
+        return dtype
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return torch.float32 if config.get("force_upcast", True) else dtype
+
+
+def load_single_file(
+    name: str, file: Path, follows: str | None, revision: str | None, dtype: torch.dtype
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model_index.json and the parts of one safetensors file, by diffusers' own conversion.
+
+    follows: the folder or hub id whose configs it has; None asks diffusers to tell from the file's tensors.
+    """
+    import diffusers
+
+    folder = pipeline_folder(follows or _inferred(name, file), revision)
+    index = read_index(follows or name, folder)
+    pipeline: Any = getattr(diffusers, str(index.get("_class_name")), None)
+    if not hasattr(pipeline, "from_single_file"):
+        raise ConfigurationError(
+            f"{index.get('_class_name')} cannot be read from a single file; give its folder."
+        )
+    names = part_names(index)
+    idle = {key: None for key, entry in index.items() if isinstance(entry, list) and key not in names}
+    try:
+        made = pipeline.from_single_file(
+            str(file), config=str(folder), torch_dtype=dtype, local_files_only=True, **idle
+        )
+    except Exception as error:  # diffusers raises what its conversion happens to meet
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigurationError(
+            f"{name} is no checkpoint of a {index.get('_class_name')}: {first}"
+        ) from error
+    parts = {part: getattr(made, part) for part in names}
+    parts["scheduler"] = {**made.scheduler.config, "_class_name": type(made.scheduler).__name__}
+    if "vae" in parts:
+        parts["vae"].to(vae_dtype(folder / "vae", dtype))
+    return index, parts
+
+
+def _inferred(name: str, file: Path) -> str:
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
+
+    try:
+        return str(
+            fetch_diffusers_config(load_single_file_checkpoint(str(file)))["pretrained_model_name_or_path"]
+        )
+    except Exception as error:  # diffusers raises what its guesswork happens to meet
+        raise UsageError(
+            f"{name} does not say which pipeline it belongs to; name its configs with --pipeline FOLDER|HUB_ID."
+        ) from error
+
+
+def single_file(name: str) -> Path | None:
+    """The safetensors file that a name is, or None. Raises UsageError for pickled weights."""
+    path = Path(name).expanduser()
+    if name.endswith(PICKLES):
+        raise UsageError(
+            f"{name} is pickled; only safetensors are loaded. Convert it first, or find a converted one."
+        )
+    if not name.endswith(".safetensors"):
+        return None
+    if not path.is_file():
+        raise UsageError(f"There is no file {name}.")
+    return path

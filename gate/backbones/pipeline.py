@@ -1,0 +1,390 @@
+"""What all families share: parts, device, dtype, the encode loop, the prompt cache, the call, the fingerprint."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gate.backbone import Backbone, LayerInfo, is_map
+from gate.backbones.capture import Features, capture, per_head, spatial
+from gate.backbones.layers import layer_paths, resolve_layers
+from gate.backbones.massive import massive_channels, without
+from gate.backbones.sketch import sketched_layers
+from gate.data.memory import as_samples
+from gate.errors import UsageError
+from gate.passes import Plan, stream
+from gate.registry import create_technique
+from gate.request import Conditioning, Request
+from gate.sample import Sample
+from gate.schedule import NoiseSchedule
+from gate.technique import Technique
+
+CALIBRATION = 50  # the timestep at which massive channels are looked for
+
+
+class PipelineBackbone(Backbone):
+    """A pipeline in diffusers' format. A family says what is its own: `serves`, `describe` and `call`.
+
+    Facts: `denoisers`, diffusers' classes that it calls; `half`, what `--dtype auto` is on a GPU; `patch`, how many
+    latent positions a side become one token (None: the config's patch_size); `packed`, whether the family does that
+    itself; `default_side`, of the latent, where a denoiser's config names no size: 1024 px.
+    """
+
+    denoisers: ClassVar[frozenset[str]] = frozenset()
+    half: ClassVar[torch.dtype] = torch.bfloat16
+    patch: ClassVar[int | None] = None
+    packed: ClassVar[bool] = False
+    default_side: ClassVar[int] = 128
+    denoiser: Any
+    vae: Any = None
+    text_encoder: Any = None
+
+    def __init__(
+        self,
+        name: str,
+        source: Path,
+        index: Mapping[str, Any],
+        parts: Mapping[str, Any],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        image_size: int | None = None,
+        offload: bool = False,
+    ) -> None:
+        self.name, self.source, self.device, self.dtype = name, source, device, dtype
+        self.index, self.offload = index, offload
+        self.tokenizer: Any = None
+        for part, value in parts.items():
+            if isinstance(value, nn.Module):
+                value.eval().requires_grad_(False)
+            if part in ("unet", "transformer"):
+                self.denoiser = value
+            elif part != "scheduler":
+                setattr(self, "vae" if part == "vqvae" else part, value)
+        self.encoders = [part for part in sorted(parts) if part.startswith("text_encoder")]
+        self._place()
+        self._config: Mapping[str, Any] = self.denoiser.config
+        self.image_size = self._chosen_size(image_size)
+        self.schedule = NoiseSchedule.from_config(parts["scheduler"], tokens=(self.side // self.unit) ** 2)
+        self._prompts: dict[str, Conditioning] = {}
+        self.massive: dict[str, Tensor] = {}
+
+    # what a family says of itself
+
+    @classmethod
+    def serves(cls, index: Mapping[str, Any]) -> bool:
+        """Whether this model_index.json is of the family."""
+        return part_of(index, "unet", "transformer")[1] in cls.denoisers
+
+    @abc.abstractmethod
+    def describe(self, texts: Sequence[str]) -> Conditioning:
+        """Texts through tokenizers and text encoders as they are now; of a fixed number of tokens."""
+
+    @abc.abstractmethod
+    def call(self, x: Tensor, t: Tensor, given: Conditioning, request: Request) -> Tensor:
+        """The denoiser's output, (b, c, h, w) or twice the channels. x: (b, c, h, w) in `dtype`; t: (b,), as told."""
+
+    @classmethod
+    @abc.abstractmethod
+    def blank(cls, config: Mapping[str, Any]) -> Conditioning:
+        """A conditioning of one row, by its shapes alone, for a denoiser with this config."""
+
+    # sizes
+
+    @property
+    def factor(self) -> int:
+        """Pixels a side of one latent position: 1 where latents are pixels."""
+        if self.vae is None:
+            return 1
+        ratio = getattr(self.vae, "spatial_compression_ratio", None)
+        return int(ratio or 2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def unit(self) -> int:
+        """Latent positions a side of one token."""
+        return int(self.patch or self._config.get("patch_size") or 1)
+
+    @property
+    def side(self) -> int:
+        """Of the latent."""
+        return self.image_size // self.factor
+
+    @classmethod
+    def native_side(cls, config: Mapping[str, Any]) -> int:
+        """Of the latent that a denoiser with this config was made for."""
+        size = config.get("sample_size") or cls.default_side
+        return int(min(size) if isinstance(size, (tuple, list)) else size)
+
+    def _chosen_size(self, asked: int | None) -> int:
+        whole = self.native_side(self._config) * self.factor
+        if asked is None:
+            return whole
+        step = self.factor * self.unit
+        if asked < step or asked % step:
+            raise UsageError(f"{self.name} takes images whose side is a multiple of {step}, not {asked} px.")
+        return asked
+
+    # images
+
+    def encode(self, images: Tensor) -> Tensor:
+        with self._awake("vae"):
+            return torch.cat([self._encode_one(image[None]) for image in images])
+
+    def _encode_one(self, image: Tensor) -> Tensor:
+        """One at a time: an image's latent then has the same bits in every batch, and on CPUs it is no slower."""
+        if self.vae is None:
+            return (image * 2 - 1).to(self.device, torch.float32)
+        with torch.no_grad():
+            posterior = self.vae.encode(self._framed((image * 2 - 1).to(self.device, self.vae.dtype)))
+        if hasattr(posterior, "latent_dist"):
+            mean: Tensor = posterior.latent_dist.mean
+        else:
+            mean = posterior.latents if hasattr(posterior, "latents") else posterior.latent
+        return self.normalise((mean[:, :, 0] if mean.ndim == 5 else mean).float())
+
+    def decode(self, x0: Tensor) -> Tensor:
+        if self.vae is None:
+            return (x0.float() / 2 + 0.5).clamp(0, 1)
+        with self._awake("vae"), torch.no_grad():
+            latents = (self._framed(self.denormalise(x[None].float()).to(self.vae.dtype)) for x in x0)
+            images = torch.cat([self.vae.decode(z).sample for z in latents])
+        return (images.reshape(len(x0), 3, *images.shape[-2:]).float() / 2 + 0.5).clamp(0, 1)
+
+    def _framed(self, x: Tensor) -> Tensor:
+        """A video VAE takes one frame: (1, c, h, w) -> (1, c, 1, h, w)."""
+        return x[:, :, None] if "temperal_downsample" in self.vae.config else x
+
+    def normalise(self, z: Tensor) -> Tensor:
+        """The VAE's latent as the denoiser knows it, by the VAE's own config."""
+        config = self.vae.config
+        if getattr(config, "latents_mean", None) is not None:
+            mean, std = self._statistics(z)
+            return (z - mean) / std * float(getattr(config, "scaling_factor", None) or 1.0)
+        scale, shift = self._scaling
+        return (z - shift) * scale
+
+    def denormalise(self, x0: Tensor) -> Tensor:
+        """The inverse of `normalise`."""
+        config = self.vae.config
+        if getattr(config, "latents_mean", None) is not None:
+            mean, std = self._statistics(x0)
+            return x0 * std / float(getattr(config, "scaling_factor", None) or 1.0) + mean
+        scale, shift = self._scaling
+        return x0 / scale + shift
+
+    @property
+    def _scaling(self) -> tuple[float, float]:
+        config = self.vae.config
+        return float(getattr(config, "scaling_factor", None) or 1.0), float(
+            getattr(config, "shift_factor", None) or 0.0
+        )
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.vae.config
+        mean, std = (
+            torch.tensor(v, dtype=torch.float64).to(like) for v in (config.latents_mean, config.latents_std)
+        )
+        return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+
+    # prompts
+
+    def tokenize(self, texts: Sequence[str], length: int = 0, which: str = "") -> tuple[Tensor, Tensor]:
+        """Token ids and mask, (b, n) each, of `tokenizer`, `tokenizer_2` ("_2") ...; length: 0 is the tokenizer's."""
+        tokenizer = getattr(self, f"tokenizer{which}")
+        read = tokenizer(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=length or tokenizer.model_max_length,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        return read.input_ids.to(self.device), read.attention_mask.to(self.device)
+
+    def clip_states(self, texts: Sequence[str], which: str = "") -> tuple[Tensor, Tensor]:
+        """Of a CLIP text encoder: the last but one layer's states, (b, n, d), and its first output (pooled, if any)."""
+        ids, _ = self.tokenize(texts, which=which)
+        output = getattr(self, f"text_encoder{which}")(ids, output_hidden_states=True)
+        return output.hidden_states[-2], output[0]
+
+    def t5_states(
+        self, texts: Sequence[str], length: int, which: str = "", masked: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """States (b, n, d) of a T5 (or Gemma) encoder, and the mask (b, n); masked: whether it sees the mask."""
+        ids, mask = self.tokenize(texts, length, which)
+        encoder = getattr(self, f"text_encoder{which}")
+        return encoder(ids, attention_mask=mask if masked else None)[0].to(self.dtype), mask
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        with self._awake(*self.encoders):
+            return self.describe(texts).prompt_embeds
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        new = [p for p in dict.fromkeys(prompts) if p not in self._prompts]
+        with self._awake(*(self.encoders if new else ())), torch.no_grad():
+            for prompt in new:  # one at a time: a prompt's bits do not depend on its neighbours
+                self._prompts[prompt] = self.describe([prompt])
+        return Conditioning.join([self._prompts[p] for p in prompts]).replace(prompts=tuple(prompts))
+
+    @contextlib.contextmanager
+    def prompts_anew(self, tokenizer: Any = None, text_encoder: Any = None) -> Iterator[None]:
+        held = self._prompts, self.tokenizer, self.text_encoder
+        self._prompts = {}
+        self.tokenizer, self.text_encoder = tokenizer or self.tokenizer, text_encoder or self.text_encoder
+        try:
+            yield
+        finally:
+            self._prompts, self.tokenizer, self.text_encoder = held
+
+    @property
+    def components(self) -> dict[str, nn.Module]:
+        head = "unet" if part_of(self.index, "unet")[1] else "transformer"
+        return {head: self.denoiser, **{part: getattr(self, part) for part in self.encoders}}
+
+    # layers and the call
+
+    @functools.cached_property
+    def layer_paths(self) -> dict[str, str]:
+        return layer_paths(self.denoiser)
+
+    def layers(self) -> list[LayerInfo]:
+        return sketched_layers(type(self), type(self.denoiser).__name__, self._config)
+
+    def calibrate(self, layers: Sequence[str]) -> None:
+        """Find the massive channels of a transformer's layers, on noise that depends on nothing but the model."""
+        new = {
+            layer: self.layer_paths[layer]
+            for layer in layers
+            if layer not in self.massive and not is_map(self.layer_paths[layer])
+        }
+        if not new or not part_of(self.index, "transformer")[1]:
+            return
+        sample = Sample(np.full((self.image_size, self.image_size, 3), 128, np.uint8))
+        with torch.no_grad(), capture(self.denoiser, new) as seen:
+            self.predict(self.batch([sample]).request(min(CALIBRATION, len(self.schedule) - 1), 0))
+        self.massive |= {layer: massive_channels(seen[layer]) for layer in new}
+
+    def settled(self, layer: str, feature: Tensor) -> Tensor:
+        channels = self.massive.get(layer)
+        return feature if channels is None else without(feature, channels)
+
+    def activate(self, request: Request, layers: Sequence[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        places = {layer: self.layer_paths[layer] for layer in layers}
+        if not places:
+            return self.predict(request), {}
+        with capture(self.denoiser, places) as seen:
+            prediction = self.predict(request)
+        grid = (request.x_t.shape[-2], request.x_t.shape[-1])
+        return prediction, {
+            layer: spatial(seen[layer], grid) if is_map(path) else self.settled(layer, seen[layer])
+            for layer, path in places.items()
+        }
+
+    def predict(self, request: Request) -> Tensor:
+        """The denoiser's raw output, (b, c, h, w), in `dtype`."""
+        x = request.x_t.to(self.dtype)
+        t = self.schedule.told(request.t_condition).to(self.device)
+        output = self.call(x, t, request.conditioning, request)
+        if output.shape[1] == 2 * x.shape[1]:  # learned variances follow the prediction
+            output = output[:, : x.shape[1]]
+        return output
+
+    def extract(
+        self,
+        images: Sequence[Any],
+        *,
+        layers: Sequence[str] = ("paper",),
+        timestep: int = 50,
+        technique: str | Any = "",
+        seed: int = 0,
+        batch_size: int = 8,
+    ) -> dict[str, Tensor]:
+        """Features {layer: (n, c, h, w)} on the CPU; maps are (n, heads, positions, keys).
+
+        images: Samples, PIL images or (h, w, 3) uint8 arrays. layers: ids, aliases, presets; aliases are keys too.
+        """
+        samples = as_samples(images, self.image_size)
+        chosen = create_technique(technique) if isinstance(technique, str) and technique else technique
+        active = chosen or Technique()
+        wanted = resolve_layers(layers, self.layer_paths)
+        self.calibrate(wanted)
+        active.check(self, samples)
+        active.fit(self, samples)
+        parts: dict[str, list[Tensor]] = {layer: [] for layer in wanted}
+        plan = Plan(self, active, samples, (timestep,), (seed,), wanted, batch_size)
+        with contextlib.closing(stream(plan)) as passes:
+            for passed in passes:
+                for layer, value in passed.response.features.items():
+                    parts[layer].append(value.cpu())
+        made = Features({layer: torch.cat(values) for layer, values in parts.items()})
+        for layer in wanted:
+            if is_map(self.layer_paths[layer]):
+                attention: Any = self.denoiser.get_submodule(self.layer_paths[layer].partition(":")[0])
+                made[layer] = per_head(made[layer], attention.heads)
+        return made
+
+    def fingerprint(self) -> str:
+        digest = hashlib.blake2b(digest_size=8)
+        single = self.source.is_file()
+        for file in [self.source] if single else sorted(self.source.glob("*/*.safetensors")):
+            digest.update((file.name if single else file.relative_to(self.source).as_posix()).encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    # where the parts are
+
+    def _place(self) -> None:
+        """Everything on the device; with `offload`, encoders come when they are called and layers one by one."""
+        rest = [p for p in [getattr(self, part) for part in self.encoders] + [self.vae] if p is not None]
+        for module in rest:
+            module.to("cpu" if self.offload else self.device)
+        if self.offload and self.device.type != "cpu":
+            self.denoiser.enable_group_offload(
+                onload_device=self.device, offload_device=torch.device("cpu"), offload_type="leaf_level"
+            )
+        else:
+            self.denoiser.to(self.device)
+
+    @contextlib.contextmanager
+    def _awake(self, *parts: str) -> Iterator[None]:
+        """With `offload`, these parts are on the device for a while."""
+        modules = [
+            getattr(self, part) for part in parts if self.offload and getattr(self, part, None) is not None
+        ]
+        for module in modules:
+            module.to(self.device)
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.to("cpu")
+
+
+def part_of(index: Mapping[str, Any], *names: str) -> tuple[str, str]:
+    """(library, class) of the first of these parts that a model_index.json has; two empty texts where it has none."""
+    for name in names:
+        entry = index.get(name)
+        if isinstance(entry, (list, tuple)) and len(entry) == 2 and entry[0] and entry[1]:
+            return str(entry[0]), str(entry[1])
+    return "", ""
+
+
+def part_names(index: Mapping[str, Any]) -> list[str]:
+    """The parts that a backbone is made of: no safety checker, no image encoder, nothing that is null."""
+    heads = ("vae", "vqvae", "unet", "transformer", "text_encoder", "tokenizer", "scheduler")
+    return [
+        name
+        for name in index
+        if (name in heads or name.startswith(("text_encoder_", "tokenizer_"))) and part_of(index, name)[1]
+    ]

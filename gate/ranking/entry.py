@@ -1,0 +1,86 @@
+"""What a ranking is made from, and what it says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gate.errors import UsageError
+from gate.ranking.statistics import Array, Interval
+
+Basis = Literal["shift and probes", "shift only", "probes only"]
+Verdict = Literal["better", "worse", "none"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured for one technique, or for vanilla; n samples, the same and in the same order for all.
+
+    shifts: metric -> (n, cells) float64 >= 0, lower is closer to the input; a cell is a (timestep, layer),
+    or a timestep for metrics without layers; averaged over noise seeds.
+    counts: probe -> (n, cells, k, k), confusion counts of each sample (rows true, columns predicted; units
+    are images or pixels), summed over noise seeds. What was not measured is absent.
+    """
+
+    shifts: Mapping[str, Array]
+    counts: Mapping[str, Array] | None = None
+
+    def get(self, kind: Literal["shift", "probe"], name: str) -> Array | None:
+        """The array of one metric or probe; None when not measured."""
+        return self.shifts.get(name) if kind == "shift" else (self.counts or {}).get(name)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of mean suppression and mean error removed in the GATE score; each in [0, 1], together 1."""
+
+    suppression: float = 0.5
+    probe: float = 0.5
+
+    def __post_init__(self) -> None:
+        if min(self.suppression, self.probe) < 0 or not math.isclose(self.suppression + self.probe, 1.0):
+            raise UsageError(
+                f"Score weights must not be negative and must add up to 1; got {self.suppression} for "
+                f"suppression and {self.probe} for probes."
+            )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One technique's place. All intervals are shares of vanilla's error removed, higher is better.
+
+    rank: 1 is best, shared by `tied_with`. p_holm: two-sided, against vanilla, adjusted over all techniques.
+    verdict: "better" or "worse" than vanilla when p_holm is significant and the score's interval excludes 0.
+    mean_suppression, mean_error_removed: the two terms of the score; None where the score does not use them.
+    """
+
+    name: str
+    rank: int
+    score: Interval
+    p_holm: float
+    verdict: Verdict
+    tied_with: tuple[str, ...]
+    mean_suppression: Interval | None
+    mean_error_removed: Interval | None
+    suppression: Mapping[str, Interval] = field(default_factory=dict)
+    probes: Mapping[str, Interval] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Techniques, best first, and what the score was made of.
+
+    score_metrics, score_probes: those that the score really used (measured, and with an error to remove).
+    n: samples. confidence: of every interval; 1 - confidence is the level of p_holm. notes: plain sentences.
+    """
+
+    entries: tuple[Entry, ...]
+    basis: Basis
+    weights: Weights
+    score_metrics: tuple[str, ...]
+    score_probes: tuple[str, ...]
+    n: int
+    confidence: float
+    notes: tuple[str, ...]

@@ -1,0 +1,58 @@
+"""Figures of a run, one file per figure. They read results.json and the arrays, and compute nothing new."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gate.runs.directory import Run
+
+    Draw = Callable[[Run], Any]
+
+__all__ = ["draw_all", "figures"]
+
+
+def figures() -> dict[str, Draw]:
+    """Every figure by file name: a function of a run that gives a Figure, or None with nothing to show."""
+    from gate.report.figures import cost, features, gains, heatmap, ranking, reconstructions
+
+    return {
+        "ranking": ranking.draw,
+        "suppression-and-probe-gain": gains.draw,
+        "heatmap": heatmap.draw,
+        "gain-and-cost": cost.draw,
+        "reconstructions": reconstructions.draw,
+        "features": features.draw,
+    }
+
+
+def draw_all(run: Run, folder: str | Path) -> list[Path]:
+    """Write every figure that the run has numbers for as PNG and SVG into `folder`; returns the files.
+
+    A process per core draws them: a figure takes a second, most of it in one thread.
+    """
+    from gate.machine import forkable_cores
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = list(figures())
+    processes = min(forkable_cores(), len(names))
+    if processes == 1:
+        return [file for name in names for file in _write(run, folder, name)]
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(processes, mp_context=fork) as pool:
+        written = list(pool.map(_write, repeat(run), repeat(folder), names))
+    return [file for files in written for file in files]
+
+
+def _write(run: Run, folder: Path, name: str) -> list[Path]:
+    from gate.report.figures.look import save, styled
+
+    with styled():
+        figure = figures()[name](run)
+        return save(figure, folder / name) if figure is not None else []

@@ -1,0 +1,171 @@
+"""What all techniques of a screening share, made from its configuration alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gate.backbone import Backbone, pixels
+from gate.backbones import load_backbone, resolve_layers
+from gate.errors import ConfigurationError
+from gate.metric import Metric
+from gate.passes import Memo, Plan, stream
+from gate.probe import Folds, Probe, make_folds
+from gate.registry import select_plugins
+from gate.request import Response
+from gate.sample import MIN_SAMPLES, SampleSet
+from gate.screening.config import ScreenConfig
+from gate.screening.pictures import PCA_SAMPLES, Basis, pca_basis, pca_layer
+from gate.screening.samples import load_for
+from gate.screening.shelf import Shelf
+from gate.technique import Technique
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The plain backbone at t = 0 without noise, all samples; its features are F_ref. Rows lie on shelves."""
+
+    prediction: Shelf
+    x0: Shelf
+    features: dict[str, Shelf]
+
+    def __call__(self, rows: slice) -> Response:
+        """The clean pass of some rows."""
+        features = {layer: shelf.get(rows) for layer, shelf in self.features.items()}
+        return Response(self.prediction.get(rows), self.x0.get(rows), features)
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """Samples, latents, folds, the chosen layers, metrics, probes and the reference; nothing of any technique.
+
+    x0: (n, c, h, w). memo: predictions that several techniques ask for. scratch: a folder for what outgrows memory.
+    """
+
+    backbone: Backbone
+    samples: SampleSet
+    x0: Tensor
+    config: ScreenConfig
+    layers: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+    probes: tuple[Probe, ...]
+    folds: Folds | None
+    batch_size: int
+    reference: Reference
+    pca_basis: Basis
+    memo: Memo = field(default_factory=Memo)
+    scratch: Path | None = None
+
+    def of_kind(self, kind: str) -> list[Metric]:
+        """The metrics that compare features, predictions or images."""
+        return [m for m in self.metrics if m.kind == kind]
+
+    def plan(self, technique: Technique, batch_size: int = 0) -> Plan:
+        """Every pass of a technique in this screening, the reference through it first."""
+        seeds = 1 if technique.seedless else self.config.seeds
+        return Plan(
+            self.backbone,
+            technique,
+            self.samples,
+            self.config.timesteps,
+            tuple(self.config.seed + s for s in range(seeds)),
+            self.layers,
+            batch_size or self.batch_size,
+            self.x0,
+            clean=True,
+        )
+
+
+def open_bench(config: ScreenConfig, *, scratch: Path | None = None, log: Log = lambda _: None) -> Bench:
+    """The bench of a configuration, and of nothing else: whoever has the configuration can make the same one.
+
+    Noise levels become timesteps of the schedule. Raises UsageError, ConfigurationError, MissingWeightsError.
+    """
+    backbone = load_backbone(
+        config.backbone,
+        device=config.device,
+        dtype=config.dtype,
+        revision=config.revision,
+        image_size=config.image_size,
+        offload=config.offload,
+        pipeline=config.pipeline,
+    )
+    levels = config.levels(backbone.schedule)
+    config = config.model_copy(update={"timesteps": levels, "alpha_bar": None, "sigma": None})
+    samples = load_for(config, size=backbone.image_size)
+    if len(samples) < MIN_SAMPLES:
+        raise ConfigurationError(
+            f"A screening needs {MIN_SAMPLES} images or more; {samples.name} has {len(samples)}."
+        )
+    metrics = select_plugins("metric", config.metrics)
+    probes = [p for p in select_plugins("probe", config.probes) if _served(p, samples, config.probes, log)]
+    return prepare(backbone, samples, config, metrics, probes, scratch=scratch)
+
+
+def prepare(
+    backbone: Backbone,
+    samples: SampleSet,
+    config: ScreenConfig,
+    metrics: Sequence[Metric],
+    probes: Sequence[Probe],
+    *,
+    scratch: Path | None = None,
+) -> Bench:
+    """Latents, folds and the vanilla reference at t = 0, once for all techniques."""
+    layers = resolve_layers(config.layers, backbone.layer_paths)
+    backbone.calibrate(layers)
+    size = auto_batch_size(backbone) if config.batch_size == "auto" else config.batch_size
+    n = len(samples)
+    x0 = torch.cat([backbone.encode(pixels(samples[i : i + size].samples)) for i in range(0, n, size)])
+    folds = make_folds(samples, n_folds=config.folds, seed=config.seed) if probes else None
+    reference = Reference(
+        Shelf(n, folder=scratch),
+        Shelf(n, folder=scratch),
+        {layer: Shelf(n, folder=scratch) for layer in layers},
+    )
+    plan = Plan(backbone, Technique(), samples, (), (), layers, size, x0, clean=True)
+    for passed in stream(plan):
+        reference.prediction.put(passed.rows, passed.response.prediction)
+        reference.x0.put(passed.rows, passed.response.x0)
+        for layer, feature in passed.response.features.items():
+            reference.features[layer].put(passed.rows, feature)
+    first = reference(slice(PCA_SAMPLES)).features
+    return Bench(
+        backbone,
+        samples,
+        x0,
+        config,
+        layers,
+        tuple(metrics),
+        tuple(probes),
+        folds,
+        size,
+        reference,
+        pca_basis(first[pca_layer(first)]),
+        scratch=scratch,
+    )
+
+
+def auto_batch_size(backbone: Backbone) -> int:
+    """A batch that keeps the processor busy without filling memory: 32 at 64 px, 4 at 512 px, GPUs four times that."""
+    area = (backbone.image_size // 8) ** 2
+    size = max(1, min(32, 16384 // area))
+    return size if backbone.device.type == "cpu" else 4 * size
+
+
+def _served(probe: Probe, samples: SampleSet, asked: tuple[str, ...], log: Log) -> bool:
+    """Whether the samples carry what a probe learns from; named probes are refused, the default ones left out."""
+    present = samples.has_labels if probe.needs == "labels" else samples.has_masks
+    if not present and asked != ("all",):
+        raise ConfigurationError(
+            f"The probe {probe.name} needs {probe.needs}, and {samples.name} has none; add them."
+        )
+    if not present:
+        log(f"probe {probe.name} is left out: {samples.name} has no {probe.needs}")
+    return bool(present)

@@ -1,0 +1,215 @@
+"""The numbers of one technique, and the fold that makes them from a stream of passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gate.backbone import pixels
+from gate.passes import Passed, Plan, reconstruct
+from gate.probe import probe_map
+from gate.screening.pictures import PCA_SAMPLES, pca_image, pca_layer
+from gate.screening.shelf import IN_MEMORY, Shelf
+
+if TYPE_CHECKING:
+    from gate.screening.bench import Bench
+
+Singles = NDArray[np.float32]
+Cell = tuple[int, int]  # of a timestep and a noise seed, by position
+
+
+@dataclass
+class Measured:
+    """The numbers of one technique. t timesteps, s noise seeds, l layers, n samples, k classes, m image samples.
+
+    shift: {metric or metric@own: (t, s, l, n)}. prediction: {metric: (t, s, n)}. counts: {probe: (t, s, n, k, k)}.
+    image: {metric: (m,)}. reconstructions: (m, H, W, 3) uint8. pca: (PCA_SAMPLES, h, w, 3) float in [0, 1].
+    scale: RMS of the features, (l,). per_image, per_pass: denoiser calls, counted, for the conditioning of an image and
+    for each of its passes. ms: milliseconds per image and pass. A field is stored and read back by its type alone.
+    """
+
+    shift: dict[str, Singles] = field(default_factory=dict)
+    prediction: dict[str, Singles] = field(default_factory=dict)
+    counts: dict[str, NDArray[np.int16]] = field(default_factory=dict)
+    image: dict[str, Singles] = field(default_factory=dict)
+    reconstructions: NDArray[np.uint8] | None = None
+    pca: Singles | None = None
+    scale: Singles | None = None
+    per_image: float = 0.0
+    per_pass: float = 0.0
+    ms: float = 0.0
+    fit_seconds: float = 0.0
+
+    @property
+    def calls(self) -> float:
+        """Denoiser calls to extract one image once."""
+        return self.per_image + self.per_pass
+
+
+class Tally:
+    """The fold of a technique's stream over some rows of the samples; tallies of neighbouring rows can be joined.
+
+    Everything is additive over samples but for the probes, which learn from all of them: their maps wait on shelves
+    until `measured`.
+    """
+
+    def __init__(self, bench: Bench, plan: Plan) -> None:
+        self.bench, self.plan = bench, plan
+        start, stop, _ = plan.rows.indices(len(plan.samples))
+        self.start, self.n = start, stop - start
+        config, seeds = bench.config, len(plan.seeds)
+        self.out = Measured()
+        shape = (len(plan.timesteps), seeds, len(plan.layers), self.n)
+        for metric in bench.of_kind("feature"):
+            for name in (metric.name, f"{metric.name}@own"):
+                self.out.shift[name] = np.full(shape, np.nan, np.float32)
+        for metric in bench.of_kind("prediction"):
+            self.out.prediction[metric.name] = np.full((*shape[:2], self.n), np.nan, np.float32)
+        self.maps: dict[Cell, Shelf] = {}
+        self.squares = torch.zeros(len(plan.layers), dtype=torch.float64)
+        self.passes = self.call_rows = self.condition_rows = self.seconds = 0.0
+        self.own: dict[str, Tensor] = {}
+        self.own_rows = slice(0, 0)
+        self.images: list[Tensor] = []
+        self.generated = min(config.image_samples, len(plan.samples))
+        self.starts_clean = False
+
+    def add(self, passed: Passed) -> None:
+        """One pass; the reference of a batch comes before its noised passes."""
+        n = len(passed.request.batch)
+        if passed.is_reference:
+            self.own, self.own_rows = passed.response.features, passed.rows
+            calls, seconds = passed.conditioned
+            self.condition_rows += calls * n
+            self.seconds += seconds
+            self._reconstruct(passed)
+            return
+        assert self.own_rows == passed.rows, "a noised pass came without its reference"
+        i = self.plan.timesteps.index(int(passed.request.t[0]))
+        s = self.plan.seeds.index(passed.request.seed)
+        rows = slice(passed.rows.start - self.start, passed.rows.stop - self.start)
+        self._shift(passed, (i, s), rows)
+        self._error(passed, (i, s), rows)
+        features = passed.response.features
+        if self.bench.probes:
+            self._shelf((i, s)).put(rows, probe_map(features))
+        self.squares += n * torch.stack([f.double().square().mean() for f in features.values()]).cpu()
+        if passed.rows.start == 0 and s == 0 and i == len(self.plan.timesteps) - 1:
+            self.out.pca = pca_image(features[pca_layer(features)][:PCA_SAMPLES], self.bench.pca_basis)
+        self.passes += n
+        self.call_rows += passed.calls * n
+        self.seconds += passed.seconds
+
+    def _shelf(self, cell: Cell) -> Shelf:
+        if cell not in self.maps:
+            cells = len(self.plan.timesteps) * len(self.plan.seeds)
+            self.maps[cell] = Shelf(self.n, folder=self.bench.scratch, limit=IN_MEMORY // cells)
+        return self.maps[cell]
+
+    def _shift(self, passed: Passed, cell: Cell, rows: slice) -> None:
+        reference = self.bench.reference(passed.rows).features
+        for j, layer in enumerate(self.plan.layers):
+            feature = passed.response.features[layer].float()
+            for key, f_ref in (("", reference[layer].float()), ("@own", self.own[layer].float())):
+                for metric in self.bench.of_kind("feature"):
+                    shift = metric.shift(feature, f_ref)
+                    self.out.shift[metric.name + key][(*cell, j, rows)] = shift.cpu().numpy()
+
+    def _error(self, passed: Passed, cell: Cell, rows: slice) -> None:
+        """Of the noise that the reconstruction implies at the base latent: comparable whatever latent was used."""
+        request, x0_hat = passed.request, passed.response.x0
+        x0 = request.batch.x0
+        a, noise = self.bench.backbone.schedule.coefficients(request.t, x0)
+        eps_hat = request.eps - a / noise * (x0_hat - x0)
+        for metric in self.bench.of_kind("prediction"):
+            error = metric.error(eps=request.eps, eps_hat=eps_hat, x0=x0, x0_hat=x0_hat)
+            self.out.prediction[metric.name][(*cell, rows)] = error.cpu().numpy()
+
+    def _reconstruct(self, passed: Passed) -> None:
+        """The first image samples by img2img (paper, section 5.1): is the output more like the input?
+
+        A technique that starts from the clean latent generates nothing: NaN, and a grey picture.
+        """
+        left = min(passed.rows.stop, self.generated) - passed.rows.start
+        if left <= 0:
+            return
+        config = self.bench.config
+        batch = self.plan.batch(slice(passed.rows.start, passed.rows.start + left))
+        made = reconstruct(
+            self.plan.technique,
+            batch,
+            passed.request.conditioning.rows(range(left)),
+            strength=config.strength,
+            steps=config.image_steps,
+            seed=config.seed,
+            memo=self.bench.memo,
+        )
+        self.starts_clean |= made is None
+        self.images.append(torch.full_like(pixels(batch.samples), 0.5) if made is None else made)
+
+    @staticmethod
+    def join(tallies: Iterable[Tally]) -> Tally:
+        """One tally of all rows. tallies: of one technique, their rows end to end, in order."""
+        first, *others = tallies
+        for other in others:
+            first._append(other)
+        return first
+
+    def _append(self, other: Tally) -> None:
+        assert other.start == self.start + self.n, "tallies must lie end to end"
+        n = self.n + other.n
+        for table in ("shift", "prediction"):
+            ours, theirs = getattr(self.out, table), getattr(other.out, table)
+            for key in ours:
+                ours[key] = np.concatenate([ours[key], theirs[key]], axis=-1)
+        for cell, theirs_ in other.maps.items():
+            joined = Shelf(n, folder=self.bench.scratch, limit=theirs_.limit)
+            for shelf, at in ((self.maps[cell], 0), (theirs_, self.n)):
+                for i in range(0, shelf.n, self.plan.batch_size):
+                    part = shelf.get(slice(i, min(i + self.plan.batch_size, shelf.n)))
+                    joined.put(slice(at + i, at + i + len(part)), part)
+            self.maps[cell] = joined
+        for name in ("squares", "passes", "call_rows", "condition_rows", "seconds", "images"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.out.pca = other.out.pca if self.out.pca is None else self.out.pca
+        self.starts_clean |= other.starts_clean
+        self.n = n
+
+    def measured(self) -> Measured:
+        """The numbers, when all rows are there: the probes learn here."""
+        bench, out = self.bench, self.out
+        out.per_image = self.condition_rows / self.n
+        out.per_pass = self.call_rows / self.passes
+        out.ms = 1000 * self.seconds / self.passes
+        out.scale = (self.squares / self.passes).sqrt().numpy().astype(np.float32)
+        self._judge_images()
+        cells = (len(self.plan.timesteps), len(self.plan.seeds))
+        for probe in bench.probes:
+            assert bench.folds is not None
+            k = len(bench.samples.classes if probe.needs == "labels" else bench.samples.mask_classes)
+            out.counts[probe.name] = np.zeros((*cells, self.n, k, k), np.int16)
+            for (i, s), shelf in self.maps.items():
+                out.counts[probe.name][i, s] = probe.evaluate(shelf.array(), bench.samples, bench.folds)
+        if cells[1] < bench.config.seeds:  # a technique without a seed gives the same for each
+            for table in (out.shift, out.prediction, out.counts):
+                tables: dict[str, NDArray[Any]] = table
+                for key, values in tables.items():
+                    tables[key] = np.repeat(values, bench.config.seeds, axis=1)
+        return out
+
+    def _judge_images(self) -> None:
+        if not self.images:
+            return
+        made = torch.cat(self.images)
+        truth = pixels(self.plan.samples[: len(made)].samples)
+        self.out.image = {
+            m.name: m.distance(truth, made).numpy().astype(np.float32) * (np.nan if self.starts_clean else 1)
+            for m in self.bench.of_kind("image")
+        }
+        self.out.reconstructions = (made.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()

@@ -1,0 +1,247 @@
+"""From measured numbers to results.json: the ranking with its facts, the dense arrays and the pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gate.backbones.layers import MEAN_MAP
+from gate.probe import Figure
+from gate.ranking.entry import Entry, Evidence, Ranking, Weights
+from gate.ranking.rank import rank, winners
+from gate.ranking.statistics import Interval, confusion_error, confusion_margins, paired_bca
+from gate.registry import create_technique
+from gate.runs.directory import SCHEMA_VERSION
+from gate.screening.bench import Bench
+from gate.screening.config import SCORE_METRICS
+from gate.screening.measured import Measured
+from gate.screening.pictures import PCA_SAMPLES, pca_image, pca_layer
+from gate.screening.workers import VANILLA
+from gate.version import __version__
+
+SCORE_PROBES = ("pixel-linear", "linear")  # the first that the samples have truth for
+WEIGHTS = Weights(suppression=0.5, probe=0.5)
+Arrays = dict[str, NDArray[Any]]
+
+
+def assemble(
+    bench: Bench, measured: Mapping[str, Measured], skipped: list[dict[str, Any]]
+) -> tuple[dict[str, Any], Arrays, Arrays]:
+    """results.json without the run's own facts, the arrays of scores.safetensors, and the pictures."""
+    names = [n for n in measured if n != VANILLA]
+    evidence = {n: _evidence(m) for n, m in measured.items()}
+    figures = {p.name: p.figure for p in bench.probes}
+    techniques = {n: create_technique(n) for n in names}
+    controls = [n for n in names if techniques[n].control]
+    scaled = [m.name for m in bench.of_kind("feature") if not m.scale_invariant]
+    ranking = rank(
+        evidence[VANILLA],
+        {n: evidence[n] for n in names},
+        probe_figures=figures,
+        weights=WEIGHTS,
+        score_metrics=SCORE_METRICS,
+        score_probes=[p for p in SCORE_PROBES if p in figures][:1],
+        seed=bench.config.seed,
+        resamples=bench.config.resamples,
+        feature_scale={n: _scale(measured[n], measured[VANILLA]) for n in names},
+        scale_sensitive=[name + key for name in scaled for key in ("", "@own")],
+    )
+    rows = [_row(bench, e, techniques[e.name], measured, ranking.n) for e in ranking.entries]
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "gate_version": __version__,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "dropped_channels": {
+            k: v.tolist() for k, v in getattr(bench.backbone, "massive", {}).items() if len(v)
+        },
+        "seeds": [bench.config.seed + s for s in range(bench.config.seeds)],
+        "axes": _axes(bench, [VANILLA, *names]),
+        "data": {"name": bench.samples.name, "n": len(bench.samples), "skipped": list(bench.samples.skipped)},
+        "basis": ranking.basis,
+        "score": {
+            "metrics": ranking.score_metrics,
+            "probes": ranking.score_probes,
+            "weights": {"suppression": ranking.weights.suppression, "probe": ranking.weights.probe},
+            "confidence": ranking.confidence,
+        },
+        "ranking": rows,
+        "skipped": skipped,
+        "winners": list(winners(ranking, controls=[*controls, *_flattered(ranking, techniques)])),
+        "notes": [*ranking.notes, *_leak_notes(ranking, techniques), *_map_notes(bench)],
+        "vanilla": _vanilla(bench, measured[VANILLA]),
+    }
+    return results, _dense(bench, measured, names), _pictures(bench, measured, names)
+
+
+def _evidence(m: Measured) -> Evidence:
+    """Average over noise seeds; cells are (timestep, layer) or timesteps."""
+    shifts: dict[str, NDArray[np.float64]] = {}
+    for key, values in m.shift.items():
+        mean = values.astype(np.float64).mean(axis=1)  # (t, l, n)
+        shifts[key] = np.ascontiguousarray(mean.reshape(-1, mean.shape[-1]).T)
+    for key, values in m.prediction.items():
+        shifts[key] = np.ascontiguousarray(values.astype(np.float64).mean(axis=1).T)
+    counts = {k: v.astype(np.float64).sum(axis=1).swapaxes(0, 1) for k, v in m.counts.items()}
+    return Evidence(shifts, counts)
+
+
+def _scale(m: Measured, vanilla: Measured) -> float:
+    """RMS of the features over vanilla's, geometric mean over layers."""
+    assert m.scale is not None and vanilla.scale is not None
+    return float(np.exp(np.mean(np.log(m.scale / vanilla.scale))))
+
+
+def _row(bench: Bench, e: Entry, technique: Any, measured: Mapping[str, Measured], n: int) -> dict[str, Any]:
+    m = measured[e.name]
+    return {
+        "name": e.name,
+        "summary": technique.summary,
+        "rank": e.rank,
+        "score": e.score.value,
+        "ci_low": e.score.low,
+        "ci_high": e.score.high,
+        "n": n,
+        "p_holm": e.p_holm,
+        "verdict": e.verdict,
+        **_triple("suppression", e.mean_suppression),
+        **_triple("probe_gain", e.mean_error_removed),
+        "metrics": {k: _interval(v) for k, v in e.suppression.items()},
+        "probes": {k: _interval(v) for k, v in e.probes.items()},
+        "image": _image(m, measured[VANILLA], bench.config.seed),
+        "feature_scale": _scale(m, measured[VANILLA]),
+        "cost": {
+            "calls": m.calls,
+            "per_image": m.per_image,
+            "per_pass": m.per_pass,
+            "ms_per_image": m.ms,
+            "fit_seconds": m.fit_seconds,
+        },
+        "tied_with": list(e.tied_with),
+        "control": bool(technique.control),
+        "leak": technique.leak,
+        "settings": technique.settings,
+        "source": technique.source,
+    }
+
+
+def _interval(value: Interval) -> dict[str, float]:
+    return {"value": value.value, "ci_low": value.low, "ci_high": value.high, "n": value.n}
+
+
+def _triple(name: str, value: Interval | None) -> dict[str, float | None]:
+    if value is None:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+
+
+def _image(m: Measured, vanilla: Measured, seed: int) -> dict[str, float] | None:
+    """Suppression of the reconstructed image's distance, over the few samples that were generated."""
+    if "image" not in m.image:
+        return None
+    ours, anchor = m.image["image"].astype(np.float64), vanilla.image["image"].astype(np.float64)
+    if not np.isfinite(ours).all():
+        return None
+
+    def share(index: NDArray[np.intp]) -> NDArray[np.float64]:
+        value: NDArray[np.float64] = 1 - ours[index].sum(-1) / anchor[index].sum(-1)
+        return value
+
+    return _interval(paired_bca(share, len(ours), seed=seed))
+
+
+def _flattered(ranking: Ranking, techniques: Mapping[str, Any]) -> list[str]:
+    """Leaking techniques whose probe gain is not above 0 beyond chance: only their shift speaks for them."""
+    gains = {e.name: e.mean_error_removed for e in ranking.entries if techniques[e.name].leak}
+    return [name for name, gain in gains.items() if gain is None or not gain.low > 0]
+
+
+def _leak_notes(ranking: Ranking, techniques: Mapping[str, Any]) -> list[str]:
+    leaking = [e.name for e in ranking.entries if techniques[e.name].leak]
+    if not leaking:
+        return []
+    return [
+        f"Leaks ({', '.join(leaking)}) start from or condition on the input's own pixels, so their images and shifts "
+        "look closer than their features are useful; one wins only if its probe gain is above 0 beyond chance."
+    ]
+
+
+def _map_notes(bench: Bench) -> list[str]:
+    maps = [layer for layer in bench.layers if layer == MEAN_MAP or layer.endswith("cross.map")]
+    if not maps:
+        return []
+    return [
+        f"A channel of {' and '.join(maps)} is a token of the prompt: techniques that change the prompt change what "
+        "the channels mean, and their shift there says nothing; compare them under one prompt, as generic-prompt does."
+    ]
+
+
+def _axes(bench: Bench, names: list[str]) -> dict[str, Any]:
+    config = bench.config
+    import torch
+
+    timesteps, schedule = torch.tensor(config.timesteps), bench.backbone.schedule
+    ids = [s.id for s in bench.samples]
+    return {
+        "technique": names,
+        "sample": ids,
+        "timestep": list(config.timesteps),
+        "alpha_bar": schedule.alpha_bar(timesteps).tolist(),
+        "sigma": schedule.sigma(timesteps).tolist(),
+        "seed": [config.seed + s for s in range(config.seeds)],
+        "layer": list(bench.layers),
+        "image_sample": ids[: config.image_samples],
+        "classes": list(bench.samples.classes),
+        "mask_classes": list(bench.samples.mask_classes),
+    }
+
+
+def _vanilla(bench: Bench, m: Measured) -> dict[str, Any]:
+    evidence = _evidence(m)
+    probes = {p.name: _figure((evidence.counts or {})[p.name], p.figure) for p in bench.probes}
+    return {
+        "metrics": {k: float(v.mean()) for k, v in evidence.shifts.items()},
+        "probes": probes,
+        "ms_per_image": m.ms,
+    }
+
+
+def _figure(counts: NDArray[np.float64], figure: Figure) -> float:
+    """The probe's figure over all samples, mean over timesteps. counts: (n, t, k, k)."""
+    return float(1 - confusion_error(confusion_margins(counts.sum(axis=0)), figure).mean())
+
+
+def _dense(bench: Bench, measured: Mapping[str, Measured], names: list[str]) -> Arrays:
+    """Every number, axis 0 the techniques with vanilla first."""
+    order = [measured[n] for n in (VANILLA, *names)]
+    arrays: Arrays = {}
+    for head, table in (
+        ("shift", "shift"),
+        ("prediction", "prediction"),
+        ("probe", "counts"),
+        ("image", "image"),
+    ):
+        for key in getattr(order[0], table):
+            arrays[f"{head}/{key}"] = np.stack([getattr(m, table)[key] for m in order])
+    arrays["feature-scale"] = np.stack([m.scale for m in order if m.scale is not None])
+    return arrays
+
+
+def _pictures(bench: Bench, measured: Mapping[str, Measured], names: list[str]) -> Arrays:
+    order = [measured[n] for n in (VANILLA, *names)]
+    pictures: Arrays = {}
+    if order[0].reconstructions is not None:
+        count = len(order[0].reconstructions)
+        pictures["input"] = np.stack([s.image for s in bench.samples[:count]])
+        pictures["reconstruction"] = np.stack(
+            [m.reconstructions for m in order if m.reconstructions is not None]
+        )
+    if order[0].pca is not None:
+        pictures["pca"] = np.stack([m.pca for m in order if m.pca is not None])
+        first = bench.reference(slice(PCA_SAMPLES)).features
+        pictures["pca_input"] = pca_image(first[pca_layer(first)], bench.pca_basis)
+        pictures["pca_image"] = np.stack([s.image for s in bench.samples[:PCA_SAMPLES]])
+    return pictures
