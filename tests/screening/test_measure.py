@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from gate.backbone import Backbone
-from gate.passes import Memo
+from gate.passes import Memo, counted
 from gate.registry import create_technique, select_plugins
 from gate.sample import SampleSet
 from gate.screening.config import make_config
-from gate.screening.measure import Bench, measure, prepare
+from gate.screening.bench import Bench, prepare
+from gate.screening.measure import measure
 from gate.technique import Technique
 from gate.techniques.ddim_inversion import DdimInversion
 
@@ -48,9 +49,9 @@ def test_one_seed_of_a_seedless_technique_stands_for_all(bench: Bench) -> None:
 def test_the_plain_clean_pass_is_made_once_unless_the_technique_may_change_the_backbone(bench: Bench) -> None:
     spent = []
     for technique in (Technique(), Attaching()):
-        before = bench.backbone.calls
-        measured = measure(bench, technique)
-        spent.append(bench.backbone.calls - before)
+        with counted(bench.backbone) as rows:
+            measured = measure(bench, technique)
+        spent.append(rows[0])
         assert measured.calls == 1
     assert spent == [8 * 4 + 2 * 2, 8 * 4 + 2 * 2 + 8]
     shared, own = (measure(bench, technique) for technique in (Technique(), Attaching()))
