@@ -1,0 +1,62 @@
+"""Finished techniques of an unfinished run, a file each: whatever fields their numbers have."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gate.runs.directory import read_arrays, write_arrays
+
+T = TypeVar("T")
+NUMBER = "number/"
+
+
+def save_part(folder: Path, name: str, part: Any) -> None:
+    """Keep one finished technique until the whole run is written.
+
+    part: a dataclass of arrays (None: not there), {name: array} and numbers. Raises TypeError for any other field: what
+    is not stored would be missing after a resume.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    for key, value in ((f.name, getattr(part, f.name)) for f in dataclasses.fields(part)):
+        if isinstance(value, dict):
+            arrays |= {f"{key}/{inner}": array for inner, array in value.items()}
+        elif isinstance(value, np.ndarray):
+            arrays[key] = value
+        elif isinstance(value, (int, float)):
+            arrays[NUMBER + key] = np.array(value, np.float64)
+        elif value is not None:
+            raise TypeError(f"{key} of {type(part).__name__} is a {type(value).__name__}, which no part can hold")
+    write_arrays(_file(folder, name), arrays)
+
+
+def load_part(folder: Path, name: str, kind: type[T]) -> T | None:
+    """What `save_part` kept, as the dataclass it was; None where there is nothing."""
+    file = _file(folder, name)
+    if not file.is_file():
+        return None
+    arrays, part = read_arrays(file), kind()
+    for key in (f.name for f in dataclasses.fields(part)):  # type: ignore[arg-type]
+        if NUMBER + key in arrays:
+            setattr(part, key, float(arrays[NUMBER + key]))
+        elif isinstance(getattr(part, key), dict):
+            head = f"{key}/"
+            setattr(part, key, {k[len(head) :]: v for k, v in arrays.items() if k.startswith(head)})
+        else:
+            setattr(part, key, arrays.get(key))
+    return part
+
+
+def drop_parts(folder: Path) -> None:
+    """The whole run is written; the parts are no longer needed."""
+    shutil.rmtree(folder / "parts", ignore_errors=True)
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / "parts" / f"{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}.safetensors"
