@@ -13,7 +13,7 @@ import torch
 from gate.backbone import Backbone
 from gate.composition import Composition
 from gate.errors import UnsuitableError, UsageError
-from gate.passes import single_pass
+from gate.passes import counted, single_pass
 from gate.registry import with_settings
 from gate.request import Batch, Conditioning, Request, Response
 from gate.sample import SampleSet
@@ -168,12 +168,11 @@ def test_a_repeated_call_on_the_reference_costs_one(batch: Batch) -> None:
             call_next(request)
             return call_next(request)
 
-    with torch.no_grad():
-        before = batch.backbone.calls
+    with torch.no_grad(), counted(batch.backbone) as rows:
         single_pass(Again(), batch.clean_request(), ())
-        assert batch.backbone.calls - before == 2  # two rows, once
+        assert rows == [2]  # two rows, once
         single_pass(Again(), batch.request(50, 0), ())
-        assert batch.backbone.calls - before == 6
+        assert rows == [6]
 
 
 def test_a_family_that_is_not_served_is_refused(scenes: SampleSet) -> None:

@@ -154,7 +154,7 @@ def prepare(
 
 def auto_batch_size(backbone: Backbone) -> int:
     """A batch that keeps the processor busy without filling memory: 32 at 64 px, 4 at 512 px, GPUs four times that."""
-    area = (backbone.image_size // 8) ** 2
+    area = max(1, backbone.image_size // 8) ** 2
     size = max(1, min(32, 16384 // area))
     return size if backbone.device.type == "cpu" else 4 * size
 
