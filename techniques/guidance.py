@@ -223,9 +223,7 @@ class Guidance(Technique):
     def _guided(self, request: Request, call_next: CallNext) -> Response:
         """The guided prediction at the request's own latent; features are those of the stronger call."""
         facts = GUIDERS[self.guider]
-        strong_request = request.with_(
-            conditioning=self._towards(request), shared=None if request.shared is None else True
-        )
+        strong_request = request.with_(conditioning=self._towards(request))
         strong = call_next(strong_request)
         if not self._acts:
             return strong
@@ -237,7 +235,7 @@ class Guidance(Technique):
             weak = call_next(weak_request)
         else:
             with weakened(request.batch.backbone.denoiser, facts.weakness):
-                weak = call_next(weak_request.with_(shared=None))
+                weak = call_next(weak_request)
         prediction = self._combine(strong.prediction, weak.prediction, request)
         x0 = request.batch.backbone.schedule.x0_from(prediction, request.x_t, request.t)
         return strong.with_(prediction=prediction, x0=x0)

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from gate.backbone import Backbone
+from gate.calls import counted
 from gate.composition import Composition
 from gate.errors import UnsuitableError, UsageError
-from gate.passes import counted, single_pass
+from gate.passes import single_pass
 from gate.registry import with_settings
 from gate.request import Batch, Conditioning, Request, Response
 from gate.sample import SampleSet
@@ -168,11 +169,11 @@ def test_a_repeated_call_on_the_reference_costs_one(batch: Batch) -> None:
             call_next(request)
             return call_next(request)
 
-    with torch.no_grad(), counted(batch.backbone) as rows:
+    with torch.no_grad(), counted(batch.backbone) as count:
         single_pass(Again(), batch.clean_request(), ())
-        assert rows == [2]  # two rows, once
+        assert count.rows == 2  # two rows, once
         single_pass(Again(), batch.request(50, 0), ())
-        assert rows == [6]
+        assert count.rows == 6
 
 
 def test_a_family_that_is_not_served_is_refused(scenes: SampleSet) -> None:

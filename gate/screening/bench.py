@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from gate.backbone import Backbone, pixels
 from gate.backbones import load_backbone, resolve_layers
+from gate.calls import Memo
 from gate.errors import ConfigurationError
 from gate.metric import Metric
-from gate.passes import Memo, Plan, stream
+from gate.passes import Plan, stream
 from gate.probe import Folds, Probe, make_folds
 from gate.registry import select_plugins
 from gate.request import Response
@@ -45,7 +46,7 @@ class Reference:
 class Bench:
     """Samples, latents, folds, the chosen layers, metrics, probes and the reference; nothing of any technique.
 
-    x0: (n, c, h, w). memo: predictions that several techniques ask for. scratch: a folder for what outgrows memory.
+    x0: (n, c, h, w). memo: calls that several techniques make. scratch: a folder for what outgrows memory.
     """
 
     backbone: Backbone
@@ -59,7 +60,7 @@ class Bench:
     batch_size: int
     reference: Reference
     pca_basis: Basis
-    memo: Memo = field(default_factory=Memo)
+    memo: Memo
     scratch: Path | None = None
 
     def of_kind(self, kind: str) -> list[Metric]:
@@ -148,7 +149,8 @@ def prepare(
         size,
         reference,
         pca_basis(first[pca_layer(first)]),
-        scratch=scratch,
+        Memo(backbone),
+        scratch,
     )
 
 

@@ -148,7 +148,6 @@ class Tally:
             strength=config.strength,
             steps=config.image_steps,
             seed=config.seed,
-            memo=self.bench.memo,
         )
         self.starts_clean |= made is None
         self.images.append(torch.full_like(pixels(batch.samples), 0.5) if made is None else made)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gate.backbone import Backbone
-from gate.passes import Memo, counted
+from gate.calls import Memo, counted
 from gate.registry import create_technique, select_plugins
 from gate.sample import SampleSet
 from gate.screening.bench import Bench, prepare
@@ -49,9 +49,9 @@ def test_one_seed_of_a_seedless_technique_stands_for_all(bench: Bench) -> None:
 def test_the_plain_clean_pass_is_made_once_unless_the_technique_may_change_the_backbone(bench: Bench) -> None:
     spent = []
     for technique in (Technique(), Attaching()):
-        with counted(bench.backbone) as rows:
+        with counted(bench.backbone) as count:
             measured = measure(bench, technique)
-        spent.append(rows[0])
+        spent.append(count.rows)
         assert measured.calls == 1
     assert spent == [8 * 4 + 2 * 2, 8 * 4 + 2 * 2 + 8]
     shared, own = (measure(bench, technique) for technique in (Technique(), Attaching()))
@@ -60,7 +60,7 @@ def test_the_plain_clean_pass_is_made_once_unless_the_technique_may_change_the_b
 
 
 def test_shared_calls_are_made_once_charged_to_everyone_and_change_nothing(bench: Bench) -> None:
-    fresh = dataclasses.replace(bench, memo=Memo())
+    fresh = dataclasses.replace(bench, memo=Memo(bench.backbone))
     names = ("guidance-cfg", "guidance-apg", "guidance-pag")
     spent, together = [], []
     for name in names:
@@ -71,7 +71,7 @@ def test_shared_calls_are_made_once_charged_to_everyone_and_change_nothing(bench
     # and pag, which perturbs the strong call alone, has no weak one.
     assert spent == [8 + 4, 2, 1]
     for name, shared in zip(names, together, strict=True):
-        alone = measure(dataclasses.replace(bench, memo=Memo()), create_technique(name))
+        alone = measure(dataclasses.replace(bench, memo=Memo(bench.backbone)), create_technique(name))
         assert shared.calls == alone.calls == 3
         for key in alone.shift:
             assert np.array_equal(shared.shift[key], alone.shift[key]), (name, key)
