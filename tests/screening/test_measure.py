@@ -67,9 +67,9 @@ def test_shared_calls_are_made_once_charged_to_everyone_and_change_nothing(bench
         before = len(fresh.memo.answers)
         together.append(measure(fresh, create_technique(name)))
         spent.append(len(fresh.memo.answers) - before)
-    # passes: strong and weak, twice two times. Pictures: both at two steps; the second state is each technique's own,
-    # and pag, which perturbs the strong call alone, has no weak one.
-    assert spent == [8 + 4, 2, 1]
+    # on the way down: strong and weak, twice two times; at the latent that it leads to, each technique's own, four more.
+    # Pictures: both at two steps, of which the second is each one's own; pag has no weak call of the plain denoiser.
+    assert spent == [8 + 4 + 4, 4 + 2, 4 + 1]
     for name, shared in zip(names, together, strict=True):
         alone = measure(dataclasses.replace(bench, memo=Memo(bench.backbone)), create_technique(name))
         assert shared.calls == alone.calls == 3
