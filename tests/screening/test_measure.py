@@ -67,7 +67,7 @@ def test_shared_calls_are_made_once_charged_to_everyone_and_change_nothing(bench
         before = len(fresh.memo.answers)
         together.append(measure(fresh, create_technique(name)))
         spent.append(len(fresh.memo.answers) - before)
-    # on the way down: strong and weak, twice two times; at the latent that it leads to, each technique's own, four more.
+    # on the way down: strong and weak, twice two times; at the latent that it leads to, each one's own, four more.
     # Pictures: both at two steps, of which the second is each one's own; pag has no weak call of the plain denoiser.
     assert spent == [8 + 4 + 4, 4 + 2, 4 + 1]
     for name, shared in zip(names, together, strict=True):
