@@ -75,7 +75,9 @@ def arrows() -> dict[str, set[str]]:
 
 def drawn() -> dict[str, set[str]]:
     """The page's table: | `room` | what it holds | `may`, `import` | why nothing else |."""
-    rows = re.findall(r"^\| `([a-z_]+)/?` \|[^|]*\|([^|]*)\|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `([a-z_]+)/?` \|[^|]*\|([^|]*)\|[^|]*\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+    )
     return {name: set(re.findall(r"`([a-z_]+)`", given)) for name, given in rows}
 
 
