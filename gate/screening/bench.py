@@ -13,7 +13,8 @@ from gate.backbone import Backbone, pixels
 from gate.backbones import load_backbone, resolve_layers
 from gate.calls import Memo
 from gate.errors import ConfigurationError
-from gate.metric import Metric
+from gate.measure import Measure
+from gate.metric import Compares, Metric
 from gate.passes import Plan, stream
 from gate.probe import Folds, Probe, make_folds
 from gate.registry import select_plugins
@@ -63,9 +64,14 @@ class Bench:
     memo: Memo
     scratch: Path | None = None
 
-    def of_kind(self, kind: str) -> list[Metric]:
-        """The metrics that compare features, predictions or images."""
-        return [m for m in self.metrics if m.kind == kind]
+    def comparing(self, what: Compares) -> list[Metric]:
+        """The metrics that compare features, predictions, images or whole passes."""
+        return [m for m in self.metrics if m.compares == what]
+
+    @property
+    def measures(self) -> dict[str, Measure]:
+        """Metrics and probes by name."""
+        return {m.name: m for m in (*self.metrics, *self.probes)}
 
     def plan(self, technique: Technique, batch_size: int = 0) -> Plan:
         """Every pass of a technique in this screening, the reference through it first."""
@@ -163,7 +169,7 @@ def auto_batch_size(backbone: Backbone) -> int:
 
 def _served(probe: Probe, samples: SampleSet, asked: tuple[str, ...], log: Log) -> bool:
     """Whether the samples carry what a probe learns from; named probes are refused, the default ones left out."""
-    present = samples.has_labels if probe.needs == "labels" else samples.has_masks
+    present = {"labels": samples.has_labels, "masks": samples.has_masks, "": True}[probe.needs]
     if not present and asked != ("all",):
         raise ConfigurationError(
             f"The probe {probe.name} needs {probe.needs}, and {samples.name} has none; add them."

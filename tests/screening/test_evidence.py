@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from gate.metric import Metric
+from gate.metric import Metric, Pass
 from gate.metrics.eps import Eps
 from gate.probe import Probe, label_counts
 from gate.request import Request, Response
@@ -52,10 +52,33 @@ class Absolute(Metric):
     source = "worked by hand"
     unit = "latent"
     weakness = "none worth naming"
-    kind = "image"
+    compares = "image"
 
     def distance(self, image: Any, reconstruction: Any) -> Any:
         return (image - reconstruction)[:, :2].abs().mean(dim=(1, 2, 3)) / UNIT
+
+
+class Likeness(Absolute):
+    """The same the other way up: 1 is perfect."""
+
+    name, direction, range = "likeness", "higher", (-1.0, 1.0)
+
+    def distance(self, image: Any, reconstruction: Any) -> Any:
+        return 1 - super().distance(image, reconstruction)
+
+
+class Slope(Metric):
+    """How the prediction follows the latent: 1 / 2 for vanilla."""
+
+    name, summary, source, unit, weakness = "slope", "s", "worked by hand", "1", "none worth naming"
+    compares, needs = "pass", frozenset({"gradients", "second-pass"})
+
+    def measure(self, seen: Pass) -> Any:
+        x = seen.request.x_t.clone().requires_grad_()
+        assert seen.again is not None
+        prediction = seen.again(seen.request.with_(x_t=x)).prediction
+        (slope,) = torch.autograd.grad(prediction.sum(), x)
+        return slope.mean(dim=(1, 2, 3))
 
 
 class Sign(Probe):
@@ -139,7 +162,9 @@ TECHNIQUES = {cls.name: cls for cls in (Push, Lower, Twice, Leaking, Control, Te
 def bench() -> Bench:
     settings = {"timesteps": (1,), "seeds": 2, "layers": ("sum",), "image_samples": 2, "image_steps": 1}
     config = make_config({**settings, "folds": 2, "resamples": 200})
-    return prepare(ClosedForm(), flat_samples(), config, [Squared(), Eps(), Absolute()], [Sign()])
+    return prepare(
+        ClosedForm(), flat_samples(), config, [Squared(), Eps(), Absolute(), Likeness(), Slope()], [Sign()]
+    )
 
 
 @pytest.fixture
@@ -197,8 +222,24 @@ def test_shares_of_vanillas_error_over_both_seeds(assembled: Any) -> None:
 
 def test_the_image_share_by_hand(assembled: Any) -> None:
     # x0_hat = x (1 - 0.8) / 0.6 = x / 3: |1.4 / 3 - 1| and 0.8 / 3, mean 0.4 beside vanilla's 0.6
-    assert row(assembled, "twice")["image"]["value"] == near(1 / 3)
-    assert row(assembled, "push")["image"]["value"] == near(0)
+    assert row(assembled, "twice")["images"]["image"]["value"] == near(1 / 3)
+    assert row(assembled, "push")["images"]["image"]["value"] == near(0)
+
+
+def test_every_image_metric_is_reported_the_right_way_up(assembled: Any) -> None:
+    assert row(assembled, "twice")["images"]["likeness"]["value"] == near(1 / 3)
+    assert set(row(assembled, "push")["images"]) == {"image", "likeness"}
+
+
+def test_a_metric_of_whole_passes_may_take_gradients_of_another_which_is_not_counted(
+    bench: Bench, assembled: Any
+) -> None:
+    found = measure(bench, Twice())
+    np.testing.assert_allclose(found.prediction["slope"], 1.0)
+    assert found.calls == 2  # the technique calls twice; the metric's own pass is not its
+    assert assembled["vanilla"]["metrics"]["slope"] == near(0.5)
+    assert row(assembled, "twice")["metrics"]["slope"]["value"] == near(-1)
+    assert row(assembled, "push")["metrics"]["slope"]["value"] == near(0)
 
 
 def test_the_score_is_half_suppression_half_probe_gain(assembled: Any) -> None:
