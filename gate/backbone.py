@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,9 @@ from gate.errors import NonFiniteError
 from gate.request import Batch, Conditioning, Request, Response
 from gate.sample import Sample
 from gate.schedule import NoiseSchedule
+
+Call = Callable[[Request, Sequence[str]], Response]
+Recall = Callable[[Request, Sequence[str], Call], Response]
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Backbone(abc.ABC):
     """A denoiser with what surrounds it. Nothing in it is modified; activations come from hooks.
 
     name: what the user asked for. family: "unet", ...; traits: what else techniques may ask for, "text" where prompts
-    condition it. image_size: pixels a side. source: where the weights came from. tokenizer: of its prompts.
+    condition it. image_size: pixels a side. source: where the weights came from. tokenizer: of its prompts. recall:
+    asked before a call is made, for answers that are there already (`gate.calls.Memo`).
     """
 
     family: ClassVar[str]
@@ -63,6 +67,7 @@ class Backbone(abc.ABC):
     dtype: torch.dtype
     source: Path
     tokenizer: Any
+    recall: Recall | None = None
 
     @abc.abstractmethod
     def encode(self, images: Tensor) -> Tensor:
@@ -114,6 +119,9 @@ class Backbone(abc.ABC):
 
     def denoise(self, request: Request, layers: Sequence[str] = ()) -> Response:
         """One denoiser call with the wanted activations. Raises NonFiniteError naming the layer."""
+        return self.recall(request, layers, self._call) if self.recall else self._call(request, layers)
+
+    def _call(self, request: Request, layers: Sequence[str]) -> Response:
         prediction, features = self.activate(request, layers)
         for layer, value in {**features, "output": prediction}.items():
             if not bool(torch.isfinite(value).all()):

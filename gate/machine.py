@@ -1,12 +1,14 @@
-"""What is asked of the machine: cores to fork on, and an allocator that keeps its memory."""
+"""What is asked of the machine: cores to fork on, an allocator that keeps its memory, pages given back."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
 import multiprocessing
 import os
 import sys
+from typing import Any
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # mallopt's parameters, from glibc's malloc.h
 _LARGEST_BLOCK = 32 << 20  # the most that glibc accepts on 64 bits
@@ -34,3 +36,10 @@ def forkable_cores() -> int:
     if not hasattr(os, "sched_getaffinity") or "fork" not in multiprocessing.get_all_start_methods():
         return 1
     return len(os.sched_getaffinity(0))
+
+
+def release(mapped: Any) -> None:
+    """Let go of the pages of a mapped array; the file keeps what they hold. An array in memory stays as it is."""
+    pages = getattr(mapped, "_mmap", None)
+    if isinstance(pages, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED)

@@ -2,39 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from gate.errors import PluginError
+from gate.measure import Direction, Measure, check_facts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kind = Literal["feature", "prediction", "image"]
-Direction = Literal["lower", "higher"]
+    from gate.request import Request, Response
 
-_METHODS: dict[str, str] = {"feature": "shift", "prediction": "error", "image": "distance"}
+__all__ = ["Compares", "Direction", "Metric", "Need", "Pass", "as_float", "length", "same_shape"]
+
+Singles = npt.NDArray[np.float32]
+Compares = Literal["feature", "prediction", "image", "pass"]
+Need = Literal["features", "predictions", "latents", "gradients", "second-pass"]
+
+NEEDS = ("features", "predictions", "latents", "gradients", "second-pass")
+_METHODS: dict[str, str] = {
+    "feature": "shift",
+    "prediction": "error",
+    "image": "distance",
+    "pass": "measure",
+}
+_DEFAULT_NEEDS: dict[str, frozenset[Need]] = {
+    "feature": frozenset({"features"}),
+    "prediction": frozenset({"predictions", "latents"}),
+    "image": frozenset(),
+    "pass": frozenset({"features", "predictions", "latents"}),
+}
 
 
-class Metric:
-    """A measure of content shift. A subclass states its facts and writes the one method of its kind.
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One noised pass of a batch, for the metrics that look at all of it.
 
-    name: what the command line calls it. summary: one line. source: paper and equation. unit: what the stored
-    number counts. direction: which way is better; every metric of ours stores a shift, so lower is closer.
-    kind: what is compared, and so which method is called: "feature" -> `shift`, "prediction" -> `error`,
-    "image" -> `distance`. scale_invariant: whether multiplying the measured side alone by a positive number
-    leaves the value as it is; where it does not, a technique that shrinks its features can look closer than
-    it is. weakness: what the metric cannot see or is fooled by, one sentence for reports.
-
-    Every method returns one number per sample that depends on that sample alone, never on the rest of the
-    batch, and passes NaN on: a metric that hides a broken feature is worse than none.
+    request: as it was before the technique saw it; `request.batch.x0` are the latents. response: the technique's.
+    reference, own: {layer: (b, c, h, w)}, F_ref without and through the technique. again: another pass through the
+    same technique, at whatever request, for a metric that needs a "second-pass" (None else); neither its calls nor its
+    time are the technique's. Its gradients are on where the metric needs "gradients".
     """
 
-    name: ClassVar[str] = ""
-    summary: ClassVar[str] = ""
-    source: ClassVar[str] = ""
+    request: Request
+    response: Response
+    reference: Mapping[str, Tensor]
+    own: Mapping[str, Tensor]
+    again: Callable[[Request], Response] | None = None
+
+
+class Metric(Measure):
+    """A measure of content shift. A subclass states its facts and writes the one method of what it compares.
+
+    name: what the command line calls it. summary: one line. source: paper and equation. unit: what the stored
+    number counts. direction, range: which way is better, and what it can be (`gate.measure.Measure`: the better end
+    is finite). compares: what is looked at, and so which method is called: "feature" -> `shift`, "prediction" ->
+    `error`, "image" -> `distance`, "pass" -> `measure`. needs: of "features", "predictions", "latents", "gradients",
+    "second-pass"; what it compares settles the usual ones. columns_each: how many numbers a sample has, where the
+    figure is another function of sums (`error_of_sums`) or of the set (`error_of_set`). scale_invariant: whether
+    multiplying the measured side alone by a positive number leaves the value as it is; where it does not, a technique
+    that shrinks its features can look closer than it is. weakness: what the metric cannot see or is fooled by, one
+    sentence for reports.
+
+    Every method returns one number per sample, (b,), or one row of columns, (b, m), that depends on that sample
+    alone, never on the rest of the batch, and passes NaN on: a metric that hides a broken feature is worse than none.
+    """
+
     unit: ClassVar[str] = ""
-    direction: ClassVar[Direction] = "lower"
-    kind: ClassVar[Kind] = "feature"
+    compares: ClassVar[Compares] = "feature"
+    needs: ClassVar[frozenset[Need]] = frozenset({"features"})
+    columns_each: ClassVar[int] = 1
     scale_invariant: ClassVar[bool] = False
     weakness: ClassVar[str] = ""
 
@@ -42,46 +83,67 @@ class Metric:
         super().__init_subclass__()
         if "name" not in cls.__dict__:
             return  # a class between Metric and the metrics states its facts later
-        missing = [fact for fact in ("summary", "source", "unit", "weakness") if not getattr(cls, fact)]
-        if missing:
+        if cls.compares not in _METHODS:
             raise PluginError(
-                f"Metric {cls.name!r} does not state its {' or '.join(missing)}; set it on the class."
+                f"Metric {cls.name!r} compares {cls.compares!r}; it is one of {', '.join(_METHODS)}."
             )
-        if cls.kind not in _METHODS or cls.direction not in ("lower", "higher"):
+        check_facts(cls, "Metric", ("summary", "source", "unit", "weakness"))
+        if cls.needs is Metric.needs:
+            cls.needs = _DEFAULT_NEEDS[cls.compares]
+        if not cls.needs <= set(NEEDS):
             raise PluginError(
-                f"Metric {cls.name!r} has kind {cls.kind!r} and direction {cls.direction!r}; kind is one of "
-                f"{', '.join(_METHODS)}, direction 'lower' or 'higher'."
+                f"Metric {cls.name!r} needs {', '.join(sorted(cls.needs - set(NEEDS)))}; there is {', '.join(NEEDS)}."
             )
-        method = _METHODS[cls.kind]
+        if cls.needs & {"gradients", "second-pass"} and cls.compares != "pass":
+            raise PluginError(
+                f"Metric {cls.name!r} compares {cls.compares!r}: only one that compares 'pass' is given gradients or a "
+                "second pass."
+            )
+        method = _METHODS[cls.compares]
         if getattr(cls, method) is getattr(Metric, method):
-            raise PluginError(f"Metric {cls.name!r} is of kind {cls.kind!r} and must define `{method}`.")
+            raise PluginError(f"Metric {cls.name!r} compares {cls.compares!r} and must define `{method}`.")
 
     def shift(self, features: Tensor, reference: Tensor) -> Tensor:
         """How far each feature lies from its reference.
 
-        features, reference: (b, c, h, w), one layer of b samples. Returns (b,) float32 or float64, >= 0; 0 is
-        no shift.
+        features, reference: (b, c, h, w), one layer of b samples. Returns (b,) float32 or float64 in `range`, or
+        (b, m) columns.
         """
-        raise self._wrong_kind("shift")
+        raise self._has_another("shift")
 
     def error(self, *, eps: Tensor, eps_hat: Tensor, x0: Tensor, x0_hat: Tensor) -> Tensor:
         """How far each prediction lies from the truth.
 
         All (b, c, h, w), in latent units: the noise that was added and the noise that was predicted, the
-        clean latent and its reconstruction. Returns (b,) float32 or float64, >= 0.
+        clean latent and its reconstruction. Returns (b,) float32 or float64 in `range`, or (b, m) columns.
         """
-        raise self._wrong_kind("error")
+        raise self._has_another("error")
 
     def distance(self, image: Tensor, reconstruction: Tensor) -> Tensor:
         """How far each reconstruction lies from its image.
 
-        Both (b, 3, h, w) float RGB in [0, 1]. Returns (b,), >= 0.
+        Both (b, 3, h, w) float RGB in [0, 1]. Returns (b,) in `range`, or (b, m) columns.
         """
-        raise self._wrong_kind("distance")
+        raise self._has_another("distance")
 
-    def _wrong_kind(self, asked: str) -> PluginError:
+    def measure(self, seen: Pass) -> Tensor:
+        """What a whole pass shows, one number for all its layers. Returns (b,) in `range`, or (b, m) columns."""
+        raise self._has_another("measure")
+
+    def rows(self, made: Tensor, n: int) -> Singles:
+        """What one of the methods returned, as stored: (n,) or (n, columns) float32. Refuses another shape or range."""
+        shape = (n,) if self.columns_each == 1 else (n, self.columns_each)
+        if tuple(made.shape) != shape:
+            raise PluginError(
+                f"Metric {self.name!r} gives {tuple(made.shape)} for {n} samples, not {shape}: a number each, or the "
+                "columns that it states."
+            )
+        values: Singles = self.stored(made.detach().float().cpu().numpy())
+        return values
+
+    def _has_another(self, asked: str) -> PluginError:
         return PluginError(
-            f"Metric {self.name!r} is of kind {self.kind!r}: it has `{_METHODS[self.kind]}`, not `{asked}`."
+            f"Metric {self.name!r} compares {self.compares!r}: it has `{_METHODS[self.compares]}`, not `{asked}`."
         )
 
 

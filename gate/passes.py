@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from gate.calls import Counter, Memo, counted
 from gate.request import Batch, Conditioning, Request, Response
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone
     from gate.sample import SampleSet
     from gate.technique import Technique
-
-MEMO_BYTES = 256 << 20  # of predictions that techniques share; what does not fit is computed again
-UNREAD = frozenset({"eps", "batch", "seed", "origin", "features", "shared"})  # by a denoiser, of a request
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,86 +95,6 @@ class Passed:
         return self.request.origin == "clean"
 
 
-@dataclass
-class Memo:
-    """Predictions of calls that techniques of one screening share (`Request.shared`), by their very inputs.
-
-    Who uses one is charged as if it had made the call: `rows` and `seconds` add up what was saved. limit: bytes of
-    predictions that are kept; a call beyond it is made again by everybody.
-    """
-
-    limit: int = MEMO_BYTES
-    rows: int = 0
-    seconds: float = 0.0
-    held: int = 0
-    answers: dict[bytes, tuple[Tensor, float]] = field(default_factory=dict)
-
-    def answer(self, request: Request, make: Callable[[], Response]) -> Response:
-        """The kept response to an equal request; else make it, and keep it."""
-        key = digest(request)
-        if key in self.answers:
-            prediction, seconds = self.answers[key]
-            self.rows += len(prediction)
-            self.seconds += seconds
-            schedule = request.batch.backbone.schedule
-            return Response(prediction, schedule.x0_from(prediction, request.x_t, request.t))
-        began = time.perf_counter()
-        response = make()
-        size = response.prediction.nbytes
-        if self.held + size <= self.limit:
-            self.answers[key] = response.prediction, time.perf_counter() - began
-            self.held += size
-        return response
-
-
-def digest(request: Request) -> bytes:
-    """Of everything that the denoiser is given: whatever field a request or its conditioning has, now or later."""
-    made = hashlib.blake2b(digest_size=16)
-    _feed(
-        made, {f.name: getattr(request, f.name) for f in dataclasses.fields(request) if f.name not in UNREAD}
-    )
-    return made.digest()
-
-
-def _feed(made: Any, value: Any) -> None:
-    """Whatever lies in a request, with its structure. Raises TypeError for what cannot be told apart by its bytes."""
-    if isinstance(value, Tensor):
-        data = value.detach().cpu().contiguous()
-        made.update(f"{data.dtype}{tuple(data.shape)}".encode())
-        made.update(data.flatten().view(torch.uint8).numpy().tobytes() if data.numel() else b"")
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        _feed(made, {f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
-    elif isinstance(value, Mapping):
-        for key in sorted(value):
-            made.update(f"{key}=".encode())
-            _feed(made, value[key])
-    elif isinstance(value, (tuple, list)):
-        made.update(f"[{len(value)}".encode())
-        for item in value:
-            _feed(made, item)
-    elif value is None or isinstance(value, (str, int, float, bool)):
-        made.update(f"{value!r};".encode())
-    else:
-        raise TypeError(
-            f"a request that is shared holds a {type(value).__name__}, which has no bytes to compare"
-        )
-
-
-@contextlib.contextmanager
-def counted(backbone: Backbone) -> Iterator[list[int]]:
-    """Counts the rows that go through the denoiser itself, whoever calls it: the one number of the list."""
-    count = [0]
-
-    def rows(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        count[0] += len(args[0] if args else next(iter(kwargs.values())))
-
-    handle = backbone.denoiser.register_forward_pre_hook(rows, with_kwargs=True)
-    try:
-        yield count
-    finally:
-        handle.remove()
-
-
 @torch.no_grad()
 def stream(
     plan: Plan, *, memo: Memo | None = None, reference: Callable[[slice], Response] | None = None
@@ -189,8 +106,11 @@ def stream(
     `torch.enable_grad`. memo: of calls that techniques share. reference: the plain backbone's clean pass of some rows,
     where it was made already; a technique that changes neither backbone nor conditioning is answered from it.
     """
-    technique, backbone, memo = plan.technique, plan.backbone, memo or Memo(limit=0)
-    with technique.attach(backbone), counted(backbone) as count:
+    technique, backbone = plan.technique, plan.backbone
+    if technique.attaches:
+        memo = None  # another denoiser's answers
+    serving = memo.serving(backbone) if memo else contextlib.nullcontext()
+    with technique.attach(backbone), counted(backbone) as count, serving:
         for rows, batch in plan.batches():
             meter = _Meter(count, memo, len(batch))
             conditioning = technique.condition(batch.neutral, batch)
@@ -200,8 +120,10 @@ def stream(
                 known = (
                     [(request, reference(rows))] if reference and plain and request.origin == "clean" else []
                 )
+                if memo:
+                    memo.own = request
                 meter = _Meter(count, memo, len(batch))
-                response = single_pass(technique, request, plan.layers, known=known, memo=memo)
+                response = single_pass(technique, request, plan.layers, known=known)
                 yield Passed(rows, request, response, *meter.read(), conditioned)
 
 
@@ -215,12 +137,13 @@ def _requests(plan: Plan, batch: Batch, conditioning: Conditioning) -> Iterator[
 class _Meter:
     """Calls per image and seconds since it was made, with what the memo saved."""
 
-    def __init__(self, count: list[int], memo: Memo, images: int) -> None:
+    def __init__(self, count: Counter, memo: Memo | None, images: int) -> None:
         self.count, self.memo, self.images = count, memo, images
         self.before = self._now()
 
     def _now(self) -> tuple[int, float]:
-        return self.count[0] + self.memo.rows, time.perf_counter() + self.memo.seconds
+        rows, seconds = (self.memo.rows, self.memo.seconds) if self.memo else (0, 0.0)
+        return self.count.rows + rows, time.perf_counter() + seconds
 
     def read(self) -> tuple[float, float]:
         rows, seconds = self._now()
@@ -233,14 +156,12 @@ def single_pass(
     layers: Sequence[str],
     *,
     known: Sequence[tuple[Request, Response]] = (),
-    memo: Memo | None = None,
 ) -> Response:
     """One pass through a technique that is attached: start, then denoise around the backbone's own call.
 
     The reference at t = 0 and the later states of a trajectory never start elsewhere. A call repeated on the very same
     clean or sampled request is answered from the first: an ensemble of one state is that state.
-    known: requests whose answers are there already. memo: keeps shared calls from one technique to the next; never
-    those of a technique that may change the backbone, or that carry residuals.
+    known: requests whose answers are there already.
     """
     backbone = request.batch.backbone
     seen = list(known)
@@ -249,12 +170,7 @@ def single_pass(
         for asked, answer in seen:
             if asked is inner:
                 return answer
-        wanted = layers if inner.features else ()
-        plain = inner.shared and not (inner.features or inner.residuals or technique.attaches)
-        if memo is not None and plain:
-            response = memo.answer(inner, lambda: backbone.denoise(inner, wanted))
-        else:
-            response = backbone.denoise(inner, wanted)
+        response = backbone.denoise(inner, layers if inner.features else ())
         if inner.origin != "noised":
             seen.append((inner, response))
         return response
@@ -273,7 +189,6 @@ def reconstruct(
     strength: float,
     steps: int,
     seed: int,
-    memo: Memo | None = None,
 ) -> Tensor | None:
     """img2img at high strength by deterministic DDIM through an attached technique (paper, section 5.1).
 
@@ -288,7 +203,7 @@ def reconstruct(
     state = request.with_(origin="sampled", features=False)
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
-        return single_pass(technique, state.with_(x_t=x, t=t, t_condition=t), (), memo=memo).prediction
+        return single_pass(technique, state.with_(x_t=x, t=t, t_condition=t), ()).prediction
 
     x0 = backbone.schedule.ddim_sample(request.x_t, top, steps, predict)
     return backbone.decode(x0).cpu()

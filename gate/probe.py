@@ -11,16 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from gate.errors import ConfigurationError, NonFiniteError, PluginError
+from gate.machine import release
+from gate.measure import Direction, Figure, Measure, Values, check_facts, confusion_error, confusion_margins
 from gate.sample import MIN_SAMPLES, SampleSet
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Needs = Literal["labels", "masks"]
-Figure = Literal["miou", "balanced-accuracy"]
+Needs = Literal["labels", "masks", ""]
 Array = npt.NDArray[Any]
 
 MAP_SIDE = 16
+CHUNK = 64  # maps that a probe reads at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,48 +92,56 @@ def _stratum(samples: SampleSet, label: int | None, mask: Array | None) -> int:
     return -1
 
 
-class Probe:
+class Probe(Measure):
     """A small model that reads the truth from features. A subclass states its facts and writes `evaluate`.
 
-    name: what the command line calls it. summary: one line. source: paper or library. needs: the truth it
-    reads. figure: how its confusion counts become a number (`gate.ranking.statistics`); direction and range
-    are those of the figure.
+    name: what the command line calls it. summary: one line. source: paper or library. needs: the truth it reads,
+    "labels" or "masks"; "" for one that reads none. figure: "miou" or "balanced-accuracy" of the confusion counts that
+    it returns; "" for a probe with a figure of its own, which states direction and range and, where its number is not
+    the mean of one column, `error_of_sums` or `error_of_set` (`gate.measure.Measure`).
     """
 
-    name: ClassVar[str] = ""
-    summary: ClassVar[str] = ""
-    source: ClassVar[str] = ""
     needs: ClassVar[Needs] = "labels"
-    figure: ClassVar[Figure] = "balanced-accuracy"
-    direction: ClassVar[Literal["higher"]] = "higher"
+    figure: ClassVar[Figure | Literal[""]] = "balanced-accuracy"
+    direction: ClassVar[Direction] = "higher"
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "name" not in cls.__dict__:
             return  # a class between Probe and the probes states its facts later
-        missing = [fact for fact in ("summary", "source") if not getattr(cls, fact)]
-        if missing:
+        check_facts(cls, "Probe", ("summary", "source"))
+        if cls.needs not in ("labels", "masks", "") or cls.figure not in ("miou", "balanced-accuracy", ""):
             raise PluginError(
-                f"Probe {cls.name!r} does not state its {' or '.join(missing)}; set it on the class."
+                f"Probe {cls.name!r} has needs {cls.needs!r} and figure {cls.figure!r}; needs is 'labels', 'masks' or "
+                "'', figure 'miou', 'balanced-accuracy' or ''."
             )
-        if cls.needs not in ("labels", "masks") or cls.figure not in ("miou", "balanced-accuracy"):
+        if cls.figure and (cls.direction, cls.range) != ("higher", (0.0, 1.0)):
             raise PluginError(
-                f"Probe {cls.name!r} has needs {cls.needs!r} and figure {cls.figure!r}; needs is "
-                "'labels' or 'masks', figure 'miou' or 'balanced-accuracy'."
+                f"Probe {cls.name!r} has the figure {cls.figure}, which lies in 0 ... 1, higher better."
             )
         if cls.evaluate is Probe.evaluate:
             raise PluginError(f"Probe {cls.name!r} must define `evaluate`.")
 
-    def evaluate(self, features: Array, samples: SampleSet, folds: Folds) -> npt.NDArray[np.int64]:
-        """Confusion counts of every sample, from the model that did not see it.
+    def evaluate(self, features: Array, samples: SampleSet, folds: Folds) -> Array:
+        """What each sample adds to the figure, from the model that did not see it.
 
-        features: (n, c, h, w) float32, one map per sample (`probe_map`). Returns (n, k, k) int64: rows are
-        the truth, columns the prediction, k the number of classes (needs "labels") or mask classes ("masks").
-        A sample's counts sum to what was tested in it: 1, or its labelled positions. Counts of any set of
-        samples add up to theirs, so they can be resampled and paired.
+        features: (n, c, h, w) float32, one map per sample (`probe_map`); a mapped file where there are many, so read it
+        in `chunks`. Returns confusion counts (n, k, k) int64 where there is a figure: rows are the truth, columns the
+        prediction, k the number of classes (needs "labels") or mask classes ("masks"); a sample's counts sum to what
+        was tested in it: 1, or its labelled positions. Else columns, (n,) or (n, m). What is returned for any set of
+        samples adds up to theirs, so it can be resampled and paired.
         """
         raise PluginError(f"Probe {self.name!r} must define `evaluate`.")
+
+    def columns(self, values: Values) -> npt.NDArray[np.float64]:
+        """Counts (n, cells, k, k) as margins (n, cells, 3 k): all that a figure reads of them."""
+        return super().columns(confusion_margins(values) if self.figure else values)
+
+    def error_of_sums(self, sums: Values, n: Values) -> npt.NDArray[np.float64]:
+        if not self.figure:
+            return super().error_of_sums(sums, n)
+        return confusion_error(sums.reshape(*sums.shape[:-1], 3, -1), self.figure)
 
 
 def require_truth(samples: SampleSet, features: Array, folds: Folds, needs: Needs) -> int:
@@ -146,7 +156,7 @@ def require_truth(samples: SampleSet, features: Array, folds: Folds, needs: Need
         raise ValueError(
             f"{len(samples)} samples, {len(features)} feature maps and {len(folds)} fold entries differ"
         )
-    if not np.isfinite(features.sum(dtype=np.float64)):
+    if not all(np.isfinite(part.sum(dtype=np.float64)) for _, part in chunks(features)):
         raise NonFiniteError("Features hold NaN or infinity, so no probe can be fitted; try --dtype float32.")
     names = samples.classes if needs == "labels" else samples.mask_classes
     highest = max(int(s.label if needs == "labels" else s.mask.max()) for s in samples)  # type: ignore[arg-type, union-attr]
@@ -217,7 +227,20 @@ def probe_map(features: Mapping[str, Tensor], side: int = MAP_SIDE) -> Tensor:
 
 def pooled(features: Array) -> Array:
     """Mean and maximum over positions, the two global readings of a map: (n, c, h, w) -> (n, 2 c) float32."""
-    return np.concatenate([features.mean(axis=(2, 3)), features.max(axis=(2, 3))], axis=1).astype(np.float32)
+    parts = [
+        np.concatenate([part.mean(axis=(2, 3)), part.max(axis=(2, 3))], axis=1)
+        for _, part in chunks(features)
+    ]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def chunks(features: Array) -> Iterator[tuple[slice, Array]]:
+    """Rows and their maps, (up to CHUNK, c, h, w), in order: maps of many samples outgrow memory, and come from a file
+    whose pages are given back after each stretch."""
+    for start in range(0, len(features), CHUNK):
+        rows = slice(start, min(start + CHUNK, len(features)))
+        yield rows, features[rows]
+        release(features)
 
 
 def grid_mask(mask: Array, grid: tuple[int, int], k: int) -> npt.NDArray[np.int64]:

@@ -128,9 +128,7 @@ class Request:
 
     x_t: (b, c, h, w). t: (b,) long, the true noise level of x_t. t_condition: (b,), what the denoiser is told.
     eps: (b, c, h, w), the noise in x_t. seed: the noise seed. residuals: extra inputs of the denoiser (ControlNet).
-    features: whether this call's activations are wanted; intermediate calls switch it off. shared: a plain call that
-    other techniques make as well, so that a screening may keep its prediction (only with features off); None: never,
-    whoever wraps this call has changed the denoiser.
+    features: whether this call's activations are wanted; intermediate calls switch it off.
     origin: "noised" = x0 plus eps; "clean" = the reference, t = 0 and no noise; "sampled" = a state of a generating
     trajectory. Only a noised request can be drawn again: `at` and `renoised` leave the other two as they are.
     """
@@ -144,7 +142,6 @@ class Request:
     seed: int
     origin: Origin = "noised"
     features: bool = True
-    shared: bool | None = False
     residuals: dict[str, Any] = field(default_factory=dict)
 
     def with_(self, **changes: Any) -> Request:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gate.probe import Folds, Probe, grid_mask, map_counts, require_truth
+from gate.probe import Folds, Probe, chunks, grid_mask, map_counts, require_truth
 from gate.sample import SampleSet
 
 Array = npt.NDArray[Any]
@@ -37,20 +37,28 @@ class PixelLinear(Probe):
     def evaluate(self, features: Array, samples: SampleSet, folds: Folds) -> npt.NDArray[np.int64]:
         k = require_truth(samples, features, folds, "masks")
         n, c, h, w = features.shape
-        maps = features.reshape(n, c, h * w)
         truth = np.stack(
             [grid_mask(s.mask, (h, w), k).ravel() for s in samples if s.mask is not None]
         )  # (n, h w)
         chosen = [self._choose(row, s.id) for row, s in zip(truth, samples, strict=True)]
-        rows = [maps[i][:, at].T for i, at in enumerate(chosen)]
+        rows = [
+            feature.reshape(c, h * w)[:, at].T
+            for part, maps in chunks(features)
+            for feature, at in zip(maps, chosen[part], strict=True)
+        ]
         predicted = np.zeros_like(truth)
         for train, test in folds:
             y = np.concatenate([truth[i][chosen[i]] for i in train])
             if len(y) == 0:
                 continue  # nothing labelled to learn from: class 0 everywhere
             weights, bias, present = fit_ridge(np.concatenate([rows[i] for i in train]), y, self.alpha)
-            response = np.matmul(weights, maps[test]) + bias[:, None]  # (m, k', h w): no copy of the maps
-            predicted[test] = present[response.argmax(axis=1)]
+            held_out = np.zeros(n, dtype=np.bool_)
+            held_out[test] = True
+            for part, maps in chunks(features):
+                tested = np.arange(n)[part][held_out[part]]
+                flat = maps[held_out[part]].reshape(len(tested), c, h * w)
+                response = np.matmul(weights, flat) + bias[:, None]  # (m, k', h w)
+                predicted[tested] = present[response.argmax(axis=1)]
         return map_counts(truth, predicted, k)
 
     def _choose(self, truth: Array, identity: str) -> Array:

@@ -180,7 +180,7 @@ def _row(name: str, probes: bool, images: int, n: int, metrics: tuple[str, ...])
         **triple("probe_gain", gain),
         "metrics": {m: {"value": shift, **bounds, "n": n} for m in metrics},
         "probes": {"pixel-linear": {"value": gain, **bounds, "n": n}} if probes else {},
-        "image": image if images else None,
+        "images": {"image": image} if images else {},
         "feature_scale": 1.0,
         "cost": {
             "calls": float(calls),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from gate.backbone import Backbone
+from gate.calls import counted
 from gate.composition import Composition
 from gate.errors import UnsuitableError, UsageError
 from gate.passes import single_pass
@@ -168,12 +169,11 @@ def test_a_repeated_call_on_the_reference_costs_one(batch: Batch) -> None:
             call_next(request)
             return call_next(request)
 
-    with torch.no_grad():
-        before = batch.backbone.calls
+    with torch.no_grad(), counted(batch.backbone) as count:
         single_pass(Again(), batch.clean_request(), ())
-        assert batch.backbone.calls - before == 2  # two rows, once
+        assert count.rows == 2  # two rows, once
         single_pass(Again(), batch.request(50, 0), ())
-        assert batch.backbone.calls - before == 6
+        assert count.rows == 6
 
 
 def test_a_family_that_is_not_served_is_refused(scenes: SampleSet) -> None:

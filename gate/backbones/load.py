@@ -56,8 +56,8 @@ def load_backbone(
     rest in main memory until they are called. pipeline: the folder or hub id whose configs a single file follows.
     """
     from gate.backbones.families import find_family
+    from gate.backbones.index import part_names
     from gate.backbones.parts import load_parts, load_single_file, single_file
-    from gate.backbones.pipeline import part_names
 
     where = choose_device(device)
     if where.type == "cpu":
@@ -99,8 +99,8 @@ def config_layers(name: str, revision: str | None = None) -> list[LayerInfo]:
     name: as for `load_backbone`, or a denoiser's own config.json or its folder. Raises ConfigurationError.
     """
     from gate.backbones.families import find_family
+    from gate.backbones.index import part_of
     from gate.backbones.parts import single_file
-    from gate.backbones.pipeline import part_of
     from gate.backbones.sketch import sketched_layers
 
     path = Path(name).expanduser()

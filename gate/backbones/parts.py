@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gate.backbones.hub import PICKLES, pipeline_folder, read_index, variant_of
-from gate.backbones.pipeline import part_names, part_of
+from gate.backbones.index import part_names, part_of
 from gate.errors import ConfigurationError, MissingWeightsError, UsageError
 
 

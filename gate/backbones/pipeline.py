@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from gate.backbone import Backbone, LayerInfo, is_map
-from gate.backbones.capture import Features, capture, per_head, spatial
+from gate.backbones.capture import Features, capture
+from gate.backbones.codec import Codec
+from gate.backbones.index import part_of, weights_hash
 from gate.backbones.layers import layer_paths, resolve_layers
+from gate.backbones.maps import per_head, spatial
 from gate.backbones.massive import massive_channels, without
 from gate.backbones.sketch import sketched_layers
 from gate.data.memory import as_samples
@@ -31,7 +33,7 @@ from gate.technique import Technique
 CALIBRATION = 50  # the timestep at which massive channels are looked for
 
 
-class PipelineBackbone(Backbone):
+class PipelineBackbone(Codec, Backbone):
     """A pipeline in diffusers' format. A family says what is its own: `serves`, `describe` and `call`.
 
     Facts: `denoisers`, diffusers' classes that it calls; `half`, what `--dtype auto` is on a GPU; `patch`, how many
@@ -45,7 +47,6 @@ class PipelineBackbone(Backbone):
     packed: ClassVar[bool] = False
     default_side: ClassVar[int] = 128
     denoiser: Any
-    vae: Any = None
     text_encoder: Any = None
 
     def __init__(
@@ -101,14 +102,6 @@ class PipelineBackbone(Backbone):
     # sizes
 
     @property
-    def factor(self) -> int:
-        """Pixels a side of one latent position: 1 where latents are pixels."""
-        if self.vae is None:
-            return 1
-        ratio = getattr(self.vae, "spatial_compression_ratio", None)
-        return int(ratio or 2 ** (len(self.vae.config.block_out_channels) - 1))
-
-    @property
     def unit(self) -> int:
         """Latent positions a side of one token."""
         return int(self.patch or self._config.get("patch_size") or 1)
@@ -132,68 +125,6 @@ class PipelineBackbone(Backbone):
         if asked < step or asked % step:
             raise UsageError(f"{self.name} takes images whose side is a multiple of {step}, not {asked} px.")
         return asked
-
-    # images
-
-    def encode(self, images: Tensor) -> Tensor:
-        with self._awake("vae"):
-            return torch.cat([self._encode_one(image[None]) for image in images])
-
-    def _encode_one(self, image: Tensor) -> Tensor:
-        """One at a time: an image's latent then has the same bits in every batch, and on CPUs it is no slower."""
-        if self.vae is None:
-            return (image * 2 - 1).to(self.device, torch.float32)
-        with torch.no_grad():
-            posterior = self.vae.encode(self._framed((image * 2 - 1).to(self.device, self.vae.dtype)))
-        if hasattr(posterior, "latent_dist"):
-            mean: Tensor = posterior.latent_dist.mean
-        else:
-            mean = posterior.latents if hasattr(posterior, "latents") else posterior.latent
-        return self.normalise((mean[:, :, 0] if mean.ndim == 5 else mean).float())
-
-    def decode(self, x0: Tensor) -> Tensor:
-        if self.vae is None:
-            return (x0.float() / 2 + 0.5).clamp(0, 1)
-        with self._awake("vae"), torch.no_grad():
-            latents = (self._framed(self.denormalise(x[None].float()).to(self.vae.dtype)) for x in x0)
-            images = torch.cat([self.vae.decode(z).sample for z in latents])
-        return (images.reshape(len(x0), 3, *images.shape[-2:]).float() / 2 + 0.5).clamp(0, 1)
-
-    def _framed(self, x: Tensor) -> Tensor:
-        """A video VAE takes one frame: (1, c, h, w) -> (1, c, 1, h, w)."""
-        return x[:, :, None] if "temperal_downsample" in self.vae.config else x
-
-    def normalise(self, z: Tensor) -> Tensor:
-        """The VAE's latent as the denoiser knows it, by the VAE's own config."""
-        config = self.vae.config
-        if getattr(config, "latents_mean", None) is not None:
-            mean, std = self._statistics(z)
-            return (z - mean) / std * float(getattr(config, "scaling_factor", None) or 1.0)
-        scale, shift = self._scaling
-        return (z - shift) * scale
-
-    def denormalise(self, x0: Tensor) -> Tensor:
-        """The inverse of `normalise`."""
-        config = self.vae.config
-        if getattr(config, "latents_mean", None) is not None:
-            mean, std = self._statistics(x0)
-            return x0 * std / float(getattr(config, "scaling_factor", None) or 1.0) + mean
-        scale, shift = self._scaling
-        return x0 / scale + shift
-
-    @property
-    def _scaling(self) -> tuple[float, float]:
-        config = self.vae.config
-        return float(getattr(config, "scaling_factor", None) or 1.0), float(
-            getattr(config, "shift_factor", None) or 0.0
-        )
-
-    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        config = self.vae.config
-        mean, std = (
-            torch.tensor(v, dtype=torch.float64).to(like) for v in (config.latents_mean, config.latents_std)
-        )
-        return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
 
     # prompts
 
@@ -333,14 +264,7 @@ class PipelineBackbone(Backbone):
         return made
 
     def fingerprint(self) -> str:
-        digest = hashlib.blake2b(digest_size=8)
-        single = self.source.is_file()
-        for file in [self.source] if single else sorted(self.source.glob("*/*.safetensors")):
-            digest.update((file.name if single else file.relative_to(self.source).as_posix()).encode())
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 22):
-                    digest.update(block)
-        return digest.hexdigest()
+        return weights_hash(self.source)
 
     # where the parts are
 
@@ -369,22 +293,3 @@ class PipelineBackbone(Backbone):
         finally:
             for module in modules:
                 module.to("cpu")
-
-
-def part_of(index: Mapping[str, Any], *names: str) -> tuple[str, str]:
-    """(library, class) of the first of these parts that a model_index.json has; two empty texts where it has none."""
-    for name in names:
-        entry = index.get(name)
-        if isinstance(entry, (list, tuple)) and len(entry) == 2 and entry[0] and entry[1]:
-            return str(entry[0]), str(entry[1])
-    return "", ""
-
-
-def part_names(index: Mapping[str, Any]) -> list[str]:
-    """The parts that a backbone is made of: no safety checker, no image encoder, nothing that is null."""
-    heads = ("vae", "vqvae", "unet", "transformer", "text_encoder", "tokenizer", "scheduler")
-    return [
-        name
-        for name in index
-        if (name in heads or name.startswith(("text_encoder_", "tokenizer_"))) and part_of(index, name)[1]
-    ]

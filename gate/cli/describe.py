@@ -20,6 +20,7 @@ _FACTS = (
     "direction",
     "range",
     "unit",
+    "compares",
     "needs",
     "figure",
     "scale_invariant",
@@ -60,8 +61,6 @@ def _facts(kind: Kind, name: str) -> dict[str, Any] | None:
     if plugin.cls is None:
         return {**head, "error": plugin.error, **tail}
     facts = {k: getattr(plugin.cls, k) for k in _FACTS if hasattr(plugin.cls, k)}
-    if kind == "metric":
-        facts["compares"] = plugin.cls.kind
     return {**head, **facts, "settings": _parameters(plugin.cls), "description": _doc(plugin.cls), **tail}
 
 

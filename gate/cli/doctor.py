@@ -95,7 +95,7 @@ def _devices() -> Iterator[Check]:
 
 def _embedded() -> Check:
     from gate.backbones.hub import EMBEDDED, missing_files, read_index
-    from gate.backbones.pipeline import part_names
+    from gate.backbones.index import part_names
     from gate.errors import GateError
 
     try:
@@ -130,7 +130,7 @@ def _cache() -> Iterator[Check]:
 def _cached(name: str, file: Path) -> Check:
     from gate.backbones.families import find_family
     from gate.backbones.hub import missing_files, read_index
-    from gate.backbones.pipeline import part_names
+    from gate.backbones.index import part_names
     from gate.errors import GateError
 
     try:

@@ -29,7 +29,7 @@ def download(
         )
     folder = fetch(name, revision)
     if (folder / INDEX).is_file():
-        from gate.backbones.pipeline import part_names
+        from gate.backbones.index import part_names
 
         index = read_index(name, folder)
         missing = missing_files(folder, index, part_names(index))

@@ -144,10 +144,10 @@ def _probes(backbone: str) -> tuple[Rows, Columns]:
 
 
 def _metrics(backbone: str) -> tuple[Rows, Columns]:
-    rows = _plugins("metric", ("kind", "unit", "direction", "scale_invariant", "weakness"))
+    rows = _plugins("metric", ("compares", "unit", "direction", "range", "scale_invariant", "weakness"))
     return rows, {
         "name": _name,
-        "compares": lambda r: r.get("kind", ""),
+        "compares": lambda r: r.get("compares", ""),
         "better": lambda r: r.get("direction", ""),
         "summary": _summary,
     }

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from gate.adapters.formats import OVER_FITTED
-from gate.ranking.statistics import Interval, paired_bca, share_removed
+from gate.measure import share_removed
+from gate.ranking.statistics import Interval, paired_bca
 from gate.runs.directory import write_json
 from gate.version import __version__
 

@@ -64,7 +64,8 @@ class Cka(Metric):
     source = "Kornblith et al. 2019 (arXiv 1905.00414), Sec. 3, linear kernel"
     unit = "1 - CKA"
     direction = "lower"
-    kind = "feature"
+    range = (0.0, 1.0)
+    compares = "feature"
     scale_invariant = True
     weakness = (
         "Blind to any rotation of the channels and to an offset shared by all positions; led by the few "

@@ -39,7 +39,8 @@ class Cosine(Metric):
     )
     unit = "1 - cosine"
     direction = "lower"
-    kind = "feature"
+    range = (0.0, 2.0)
+    compares = "feature"
     scale_invariant = True
     weakness = (
         "A few loud channels, or an offset shared by all positions, decide the angle and hide the rest."

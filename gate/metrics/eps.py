@@ -28,7 +28,7 @@ class Eps(Metric):
     )
     unit = "squared noise units, mean over the latent"
     direction = "lower"
-    kind = "prediction"
+    compares = "prediction"
     scale_invariant = False
     weakness = (
         "Sees the denoiser's output, not the layers that are used as features; differences are a percent or "

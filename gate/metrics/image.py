@@ -96,7 +96,8 @@ class Image(Metric):
     )
     unit = "mean of 1 - SSIM and 1 - edge F1"
     direction = "lower"
-    kind = "image"
+    range = (0.0, 1.5)
+    compares = "image"
     scale_invariant = False
     weakness = (
         "Both halves want pixels in place: the same content moved by a few pixels counts as lost, and a "

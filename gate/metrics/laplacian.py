@@ -43,16 +43,6 @@ def laplacian_difference(f: Tensor, f_ref: Tensor) -> Tensor:
     return (magnitude_ref - magnitude).abs().sum(dim=(1, 2, 3))
 
 
-def suppression_score(diff: Tensor, diff_anchor: Tensor) -> Tensor:
-    """Eq. 2: (diff_anchor - diff) / diff_anchor, in (-inf, 1]; 1 = exact match, 0 = no better than the
-    anchor.
-
-    diff, diff_anchor: one shape, >= 0. Where the anchor has no shift there is nothing to suppress: the
-    quotient is taken as it stands, NaN for 0 / 0 and -inf otherwise, and whoever averages decides.
-    """
-    return (diff_anchor - diff) / diff_anchor
-
-
 class Laplacian(Metric):
     """Eq. 1 as printed. With vanilla's shift as anchor, the share of it that is gone is Eq. 2."""
 
@@ -61,7 +51,7 @@ class Laplacian(Metric):
     source = "Meng et al. 2024 (arXiv 2410.06719), Eq. 1-2"
     unit = "feature units, summed over positions"
     direction = "lower"
-    kind = "feature"
+    compares = "feature"
     scale_invariant = False
     weakness = (
         "Follows the feature's scale, so shrinking a noisy feature looks like suppression; blind to permuted "

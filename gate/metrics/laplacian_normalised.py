@@ -43,7 +43,7 @@ class LaplacianNormalised(Metric):
     source = "Meng et al. 2024 (arXiv 2410.06719), Eq. 1; normalisation ours"
     unit = "reference standard deviations, summed over positions"
     direction = "lower"
-    kind = "feature"
+    compares = "feature"
     scale_invariant = False
     weakness = (
         "Weighs channels equally but still follows the scale of the feature against its reference, so "

@@ -1,7 +1,7 @@
 """Every technique beside vanilla: all reported quantities as functions of resampled samples.
 
-Shift metrics and probes are the same thing here: per-sample columns that add up over samples, and an error that is a
-function of their sum. So a bootstrap resample is one matrix product.
+Shift metrics and probes are the same thing here: per-sample columns, and the error of any sample of them
+(`gate.measure.Measure`). For most it is a function of the columns' sum, so a bootstrap resample is one matrix product.
 """
 
 from __future__ import annotations
@@ -14,42 +14,29 @@ from typing import Literal
 import numpy as np
 
 from gate.errors import IncomparableError, NonFiniteError, UsageError
-from gate.probe import Figure
+from gate.measure import Measure, share_removed
 from gate.ranking.entry import Evidence, Weights
 from gate.ranking.statistics import (
     Array,
     Bools,
     Indices,
-    confusion_error,
-    confusion_margins,
     multiplicities,
-    share_removed,
     symmetric_share,
 )
 
 _BATCH_ELEMENTS = 2**22  # 32 MiB of float64 per temporary
 
 
+PLAIN = Measure()  # lower is better, 0 is perfect, the mean of one column
+
+
 @dataclass(frozen=True)
 class Quantity:
-    """A shift metric or a probe: columns that add up over samples, and the error of their sum."""
+    """A shift metric or a probe that was measured, under the name of its array ("cosine@own"), and how it is read."""
 
     kind: Literal["shift", "probe"]
     name: str
-    figure: Figure | None = None
-    classes: int = 0
-
-    def columns(self, values: Array) -> Array:
-        """Per-sample columns, (n, m), contiguous so that equal values give equal bits in a matrix product."""
-        if self.kind == "shift":
-            return np.ascontiguousarray(values, dtype=np.float64)
-        return np.ascontiguousarray(confusion_margins(values).reshape(len(values), -1))
-
-    def error(self, sums: Array) -> Array:
-        """(..., m) sums of columns -> (..., cells) errors."""
-        if self.figure is None:
-            return sums
-        return confusion_error(sums.reshape(*sums.shape[:-1], -1, 3, self.classes), self.figure)
+    measure: Measure
 
 
 class Comparison:
@@ -64,16 +51,16 @@ class Comparison:
         self,
         vanilla: Evidence,
         techniques: Mapping[str, Evidence],
-        figures: Mapping[str, Figure],
+        measures: Mapping[str, Measure],
         weights: Weights,
         score_metrics: Sequence[str],
         score_probes: Sequence[str],
     ) -> None:
         self.names = sorted(techniques)  # the order in which a mapping was filled must not matter
-        self.measures = _measures(vanilla, figures)
+        self.measures = _measures(vanilla, measures)
         self.vanilla: dict[Quantity, Array] = {}
         for measure in self.measures:
-            self.vanilla[measure] = measure.columns(_require(vanilla, measure, "vanilla"))
+            self.vanilla[measure] = measure.measure.columns(_require(vanilla, measure, "vanilla"))
         sizes = {len(columns) for columns in self.vanilla.values()}
         if len(sizes) != 1:
             raise IncomparableError(
@@ -82,7 +69,7 @@ class Comparison:
         self.n = sizes.pop()
         if self.n == 0:
             raise IncomparableError("Nothing to rank by: there are no samples.")
-        self.batch = max(1, _BATCH_ELEMENTS // max(self.n, *(c.shape[1] for c in self.vanilla.values())))
+        self.batch = max(1, _BATCH_ELEMENTS // max(self.n, *(c[0].size for c in self.vanilla.values())))
         self.uninformative = tuple(m for m in self.measures if not _has_error(m, self.vanilla[m]))
         self.coefficients = self._coefficients(weights, score_metrics, score_probes)
         self.techniques = {name: self._columns(name, vanilla, techniques[name]) for name in self.names}
@@ -122,7 +109,7 @@ class Comparison:
                     f"{measure.name!r} of {name!r} has shape {values.shape}, vanilla's {expected}: measure "
                     "both on the same samples, timesteps and layers."
                 )
-            columns[measure] = measure.columns(values)
+            columns[measure] = measure.measure.columns(values)
         return columns
 
     @property
@@ -138,11 +125,12 @@ class Comparison:
     def quantities(self, idx: Indices) -> Array:
         """Every reported quantity of each resample. idx: (..., r) -> (techniques * block + pairs, ...)."""
         counts = multiplicities(idx, self.n)
-        errors = {m: m.error(counts @ columns) for m, columns in self.vanilla.items()}
+        errors = {m: m.measure.errors(columns, counts) for m, columns in self.vanilla.items()}
         out = np.full((len(self.names) * self.block + len(self.pairs), *idx.shape[:-1]), np.nan)
         for i, name in enumerate(self.names):
             shares = {
-                m: share_removed(m.error(counts @ c), errors[m]) for m, c in self.techniques[name].items()
+                m: share_removed(m.measure.errors(c, counts), errors[m])
+                for m, c in self.techniques[name].items()
             }
             rows = out[i * self.block : (i + 1) * self.block]
             rows[0] = self._score(shares)
@@ -160,21 +148,12 @@ class Comparison:
 
     def swapped(self, name: str) -> Callable[[Bools], Array]:
         """The score on symmetric shares, after technique and vanilla traded places on the swapped samples."""
-        sides = {
-            m: (columns.sum(axis=0), self.vanilla[m].sum(axis=0), self.vanilla[m] - columns)
-            for m, columns in self.techniques[name].items()
-            if m in self.coefficients
-        }
+        columns = self.techniques[name]
+        sides = {m: _Sides(m.measure, columns[m], self.vanilla[m]) for m in self.coefficients}
 
         def statistic(swapped: Bools) -> Array:
             moves = swapped.astype(np.float64)
-            shares = {}
-            for measure, (technique, vanilla, difference) in sides.items():
-                moved = moves @ difference
-                shares[measure] = symmetric_share(
-                    measure.error(technique + moved), measure.error(vanilla - moved)
-                )
-            return self._score(shares)
+            return self._score({m: symmetric_share(*both.errors(moves)) for m, both in sides.items()})
 
         return statistic
 
@@ -183,30 +162,52 @@ class Comparison:
         return np.asarray(np.sum(terms, axis=0), dtype=np.float64)
 
 
-def _measures(vanilla: Evidence, figures: Mapping[str, Figure]) -> list[Quantity]:
+class _Sides:
+    """A technique and vanilla, (n, cells, m) each, that trade places on some samples."""
+
+    def __init__(self, measure: Measure, technique: Array, vanilla: Array) -> None:
+        self.measure, self.shape = measure, vanilla.shape
+        if measure.is_additive:
+            sides = technique.reshape(len(technique), -1), vanilla.reshape(len(vanilla), -1)
+            self.sums = [side.sum(axis=0) for side in sides]
+            self.difference = sides[1] - sides[0]
+        else:
+            self.both = np.concatenate([technique, vanilla])
+
+    def errors(self, moves: Array) -> tuple[Array, Array]:
+        """The technique's and vanilla's, (..., cells) each. moves: (..., n), 1 where a sample is swapped."""
+        if not self.measure.is_additive:
+            rows = [[1 - moves, moves], [moves, 1 - moves]]  # how often each row of both counts on this side
+            one, other = (self.measure.errors(self.both, np.concatenate(side, axis=-1)) for side in rows)
+            return one, other
+        n, cells, _ = self.shape
+        moved = moves @ self.difference  # equal sides stay equal to the last bit
+        one, other = (
+            self.measure.error_of_sums(sums.reshape(*moves.shape[:-1], cells, -1), np.array(n))
+            for sums in (self.sums[0] + moved, self.sums[1] - moved)
+        )
+        return one, other
+
+
+def _measures(vanilla: Evidence, known: Mapping[str, Measure]) -> list[Quantity]:
     measures = []
     for name, values in vanilla.shifts.items():
-        if values.ndim != 2:
-            raise IncomparableError(f"Shifts of {name!r} must be (samples, cells); got shape {values.shape}.")
-        measures.append(Quantity("shift", name))
-    for name, values in (vanilla.counts or {}).items():
-        if values.ndim != 4 or values.shape[2] != values.shape[3]:
+        if values.ndim not in (2, 3):
             raise IncomparableError(
-                f"Confusion counts of {name!r} must be (samples, cells, k, k); got {values.shape}."
+                f"Shifts of {name!r} must be (samples, cells) or (samples, cells, columns); got shape {values.shape}."
             )
-        if figures.get(name) not in ("miou", "balanced-accuracy"):
-            raise UsageError(
-                f"Probe {name!r} must state its figure, 'miou' or 'balanced-accuracy'; "
-                f"got {figures.get(name)!r}."
-            )
-        measures.append(Quantity("probe", name, figures[name], values.shape[-1]))
+        measures.append(Quantity("shift", name, known.get(name.partition("@")[0], PLAIN)))
+    for name in vanilla.counts or {}:
+        if name not in known:
+            raise UsageError(f"Probe {name!r} was measured, but nothing says how its numbers are read.")
+        measures.append(Quantity("probe", name, known[name]))
     for measure in measures:
         if not np.isfinite(_require(vanilla, measure, "vanilla")).all():
             raise NonFiniteError(
                 f"Vanilla's {measure.name!r} holds NaN or infinity; there is nothing to compare to."
             )
     if not measures:
-        raise IncomparableError("Nothing to rank by: vanilla has neither shifts nor confusion counts.")
+        raise IncomparableError("Nothing to rank by: vanilla has neither shifts nor counts.")
     return measures
 
 
@@ -221,5 +222,5 @@ def _require(evidence: Evidence, measure: Quantity, owner: str) -> Array:
 
 
 def _has_error(measure: Quantity, columns: Array) -> bool:
-    error = measure.error(columns.sum(axis=0))
+    error = measure.measure.errors(columns, np.ones(len(columns)))
     return bool((error > 0).any() or np.isnan(error).any())

@@ -18,10 +18,10 @@ Verdict = Literal["better", "worse", "none"]
 class Evidence:
     """What was measured for one technique, or for vanilla; n samples, the same and in the same order for all.
 
-    shifts: metric -> (n, cells) float64 >= 0, lower is closer to the input; a cell is a (timestep, layer),
-    or a timestep for metrics without layers; averaged over noise seeds.
-    counts: probe -> (n, cells, k, k), confusion counts of each sample (rows true, columns predicted; units
-    are images or pixels), summed over noise seeds. What was not measured is absent.
+    shifts: metric -> (n, cells), or (n, cells, m) with m columns; a cell is a (timestep, layer), or a timestep for
+    metrics without layers; averaged over noise seeds, but for statistics of the set, where each seed is a cell.
+    counts: probe -> (n, cells, ...), what it gave for each sample (confusion counts (n, cells, k, k), units are images
+    or pixels), summed over noise seeds. What was not measured is absent.
     """
 
     shifts: Mapping[str, Array]

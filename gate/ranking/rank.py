@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from gate.probe import Figure
+from gate.measure import Measure
 from gate.ranking.comparison import Comparison
 from gate.ranking.entry import Basis, Entry, Evidence, Ranking, Verdict, Weights
 from gate.ranking.notes import basis_notes, disagreements, scale_notes
@@ -24,7 +24,7 @@ def rank(
     vanilla: Evidence,
     techniques: Mapping[str, Evidence],
     *,
-    probe_figures: Mapping[str, Figure],
+    measures: Mapping[str, Measure],
     weights: Weights = EVEN,
     score_metrics: Sequence[str],
     score_probes: Sequence[str] = (),
@@ -36,7 +36,8 @@ def rank(
 ) -> Ranking:
     """Rank techniques by GATE score: weighted mean of suppression and of error removed, paired with vanilla.
 
-    probe_figures: the figure whose complement is a probe's error. score_metrics, score_probes: what the score
+    measures: metrics and probes by name, which say how their numbers are read; a shift without one is a number whose
+    best is 0. score_metrics, score_probes: what the score
     averages; those that vanilla lacks are left out (`Ranking` says which were used). Everything measured is
     reported.
     feature_scale: technique -> RMS feature norm over vanilla's; scale_sensitive: the shift metrics that follow
@@ -44,7 +45,7 @@ def rank(
     Raises IncomparableError where samples or cells differ, NonFiniteError where vanilla holds NaN or
     infinity; a technique with such numbers gets a NaN score and the last rank.
     """
-    comparison = Comparison(vanilla, techniques, probe_figures, weights, score_metrics, score_probes)
+    comparison = Comparison(vanilla, techniques, measures, weights, score_metrics, score_probes)
     intervals = paired_bca_each(
         comparison.quantities,
         comparison.n,

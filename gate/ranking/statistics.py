@@ -1,4 +1,4 @@
-"""Paired statistics over samples: shares of error, BCa intervals, swap tests, Holm, ties, opposed orders.
+"""Paired statistics over samples: symmetric shares, BCa intervals, swap tests, Holm, ties, opposed orders.
 
 Every function takes a statistic of *sample indices* (or of a per-sample swap), never the data itself: one
 index array serves the technique and vanilla, so each comparison is paired by construction, and one seed gives
@@ -11,13 +11,10 @@ import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-
-from gate.probe import Figure
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -45,19 +42,6 @@ class Interval:
         return point < self.low or point > self.high
 
 
-def share_removed(error: Array, vanilla: Array) -> Array:
-    """Mean over cells of 1 - error / vanilla, in (-inf, 1]. error, vanilla: (..., cells) >= 0 -> (...,).
-
-    A cell without error in both counts as 0; one where only vanilla has none has no share and is skipped;
-    where every cell is skipped the result is 0, so such a resample can only widen an interval towards 0.
-    """
-    skipped = (vanilla <= 0) & (error > 0)
-    with np.errstate(all="ignore"):
-        shares = np.where(vanilla > 0, 1 - error / np.where(vanilla > 0, vanilla, 1), 0 * error)
-    used = np.maximum((~skipped).sum(axis=-1), 1)
-    return np.asarray(np.where(skipped, 0, shares).sum(axis=-1) / used, dtype=np.float64)
-
-
 def symmetric_share(error: Array, vanilla: Array) -> Array:
     """Mean over cells of (vanilla - error) / (vanilla + error), in [-1, 1]; 0 where both are 0.
 
@@ -68,27 +52,6 @@ def symmetric_share(error: Array, vanilla: Array) -> Array:
     with np.errstate(all="ignore"):
         shares = (vanilla - error) / np.where(total == 0, 1, total)
     return np.asarray(shares.mean(axis=-1), dtype=np.float64)
-
-
-def confusion_margins(counts: NDArray[Any]) -> Array:
-    """(..., k, k) confusion counts, rows true -> (..., 3, k): counts true, predicted and correct, per class."""
-    parts = [counts.sum(axis=-1), counts.sum(axis=-2), np.diagonal(counts, axis1=-2, axis2=-1)]
-    return np.stack(parts, axis=-2).astype(np.float64)
-
-
-def confusion_error(margins: Array, figure: Figure) -> Array:
-    """1 - figure of summed confusion counts, in [0, 1]. margins: (..., 3, k), `confusion_margins`. Returns (...,).
-
-    miou: mean intersection over union; balanced-accuracy: mean recall. Both over the classes that the truth
-    holds, so that one set of samples is averaged over the same classes whatever a technique predicts. 0 where
-    the truth holds no class.
-    """
-    true, predicted, correct = margins[..., 0, :], margins[..., 1, :], margins[..., 2, :]
-    whole = true + predicted - correct if figure == "miou" else true
-    present = true > 0
-    parts = np.where(present, correct / np.where(present, whole, 1), 0).sum(axis=-1)
-    classes = present.sum(axis=-1)
-    return np.asarray(np.where(classes > 0, 1 - parts / np.maximum(classes, 1), 0), dtype=np.float64)
 
 
 def multiplicities(idx: Indices, n: int) -> Array:

@@ -32,7 +32,9 @@ def save_part(folder: Path, name: str, part: Any) -> None:
         elif isinstance(value, (int, float)):
             arrays[NUMBER + key] = np.array(value, np.float64)
         elif value is not None:
-            raise TypeError(f"{key} of {type(part).__name__} is a {type(value).__name__}, which no part can hold")
+            raise TypeError(
+                f"{key} of {type(part).__name__} is a {type(value).__name__}, which no part can hold"
+            )
     write_arrays(_file(folder, name), arrays)
 
 
@@ -44,7 +46,7 @@ def load_part(folder: Path, name: str, kind: type[T]) -> T | None:
     arrays, part = read_arrays(file), kind()
     for key in (f.name for f in dataclasses.fields(part)):  # type: ignore[arg-type]
         if NUMBER + key in arrays:
-            setattr(part, key, float(arrays[NUMBER + key]))
+            setattr(part, key, arrays[NUMBER + key].item())
         elif isinstance(getattr(part, key), dict):
             head = f"{key}/"
             setattr(part, key, {k[len(head) :]: v for k, v in arrays.items() if k.startswith(head)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,9 +11,11 @@ from torch import Tensor
 
 from gate.backbone import Backbone, pixels
 from gate.backbones import load_backbone, resolve_layers
+from gate.calls import Memo
 from gate.errors import ConfigurationError
-from gate.metric import Metric
-from gate.passes import Memo, Plan, stream
+from gate.measure import Measure
+from gate.metric import Compares, Metric
+from gate.passes import Plan, stream
 from gate.probe import Folds, Probe, make_folds
 from gate.registry import select_plugins
 from gate.request import Response
@@ -45,7 +47,7 @@ class Reference:
 class Bench:
     """Samples, latents, folds, the chosen layers, metrics, probes and the reference; nothing of any technique.
 
-    x0: (n, c, h, w). memo: predictions that several techniques ask for. scratch: a folder for what outgrows memory.
+    x0: (n, c, h, w). memo: calls that several techniques make. scratch: a folder for what outgrows memory.
     """
 
     backbone: Backbone
@@ -59,12 +61,17 @@ class Bench:
     batch_size: int
     reference: Reference
     pca_basis: Basis
-    memo: Memo = field(default_factory=Memo)
+    memo: Memo
     scratch: Path | None = None
 
-    def of_kind(self, kind: str) -> list[Metric]:
-        """The metrics that compare features, predictions or images."""
-        return [m for m in self.metrics if m.kind == kind]
+    def comparing(self, what: Compares) -> list[Metric]:
+        """The metrics that compare features, predictions, images or whole passes."""
+        return [m for m in self.metrics if m.compares == what]
+
+    @property
+    def measures(self) -> dict[str, Measure]:
+        """Metrics and probes by name."""
+        return {m.name: m for m in (*self.metrics, *self.probes)}
 
     def plan(self, technique: Technique, batch_size: int = 0) -> Plan:
         """Every pass of a technique in this screening, the reference through it first."""
@@ -148,20 +155,21 @@ def prepare(
         size,
         reference,
         pca_basis(first[pca_layer(first)]),
-        scratch=scratch,
+        Memo(backbone),
+        scratch,
     )
 
 
 def auto_batch_size(backbone: Backbone) -> int:
     """A batch that keeps the processor busy without filling memory: 32 at 64 px, 4 at 512 px, GPUs four times that."""
-    area = (backbone.image_size // 8) ** 2
+    area = max(1, backbone.image_size // 8) ** 2
     size = max(1, min(32, 16384 // area))
     return size if backbone.device.type == "cpu" else 4 * size
 
 
 def _served(probe: Probe, samples: SampleSet, asked: tuple[str, ...], log: Log) -> bool:
     """Whether the samples carry what a probe learns from; named probes are refused, the default ones left out."""
-    present = samples.has_labels if probe.needs == "labels" else samples.has_masks
+    present = {"labels": samples.has_labels, "masks": samples.has_masks, "": True}[probe.needs]
     if not present and asked != ("all",):
         raise ConfigurationError(
             f"The probe {probe.name} needs {probe.needs}, and {samples.name} has none; add them."

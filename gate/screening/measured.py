@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gate.backbone import pixels
-from gate.passes import Passed, Plan, reconstruct
+from gate.errors import PluginError
+from gate.metric import Metric, Pass
+from gate.passes import Passed, Plan, reconstruct, single_pass
 from gate.probe import probe_map
+from gate.request import Request, Response
 from gate.screening.pictures import PCA_SAMPLES, pca_image, pca_layer
 from gate.screening.shelf import IN_MEMORY, Shelf
 
@@ -28,15 +31,16 @@ Cell = tuple[int, int]  # of a timestep and a noise seed, by position
 class Measured:
     """The numbers of one technique. t timesteps, s noise seeds, l layers, n samples, k classes, m image samples.
 
-    shift: {metric or metric@own: (t, s, l, n)}. prediction: {metric: (t, s, n)}. counts: {probe: (t, s, n, k, k)}.
-    image: {metric: (m,)}. reconstructions: (m, H, W, 3) uint8. pca: (PCA_SAMPLES, h, w, 3) float in [0, 1].
+    shift: {metric or metric@own: (t, s, l, n)}. prediction: {metric of predictions or whole passes: (t, s, n)}. counts:
+    {probe: (t, s, n, k, k)}, or whatever columns it gives. image: {metric: (m,)}. A metric of several columns adds them
+    as a last axis. reconstructions: (m, H, W, 3) uint8. pca: (PCA_SAMPLES, h, w, 3) float in [0, 1].
     scale: RMS of the features, (l,). per_image, per_pass: denoiser calls, counted, for the conditioning of an image and
     for each of its passes. ms: milliseconds per image and pass. A field is stored and read back by its type alone.
     """
 
     shift: dict[str, Singles] = field(default_factory=dict)
     prediction: dict[str, Singles] = field(default_factory=dict)
-    counts: dict[str, NDArray[np.int16]] = field(default_factory=dict)
+    counts: dict[str, NDArray[Any]] = field(default_factory=dict)
     image: dict[str, Singles] = field(default_factory=dict)
     reconstructions: NDArray[np.uint8] | None = None
     pca: Singles | None = None
@@ -50,6 +54,10 @@ class Measured:
     def calls(self) -> float:
         """Denoiser calls to extract one image once."""
         return self.per_image + self.per_pass
+
+
+def _wide(metric: Metric) -> tuple[int, ...]:
+    return (metric.columns_each,) if metric.columns_each > 1 else ()
 
 
 class Tally:
@@ -66,11 +74,13 @@ class Tally:
         config, seeds = bench.config, len(plan.seeds)
         self.out = Measured()
         shape = (len(plan.timesteps), seeds, len(plan.layers), self.n)
-        for metric in bench.of_kind("feature"):
+        for metric in bench.comparing("feature"):
             for name in (metric.name, f"{metric.name}@own"):
-                self.out.shift[name] = np.full(shape, np.nan, np.float32)
-        for metric in bench.of_kind("prediction"):
-            self.out.prediction[metric.name] = np.full((*shape[:2], self.n), np.nan, np.float32)
+                self.out.shift[name] = np.full((*shape, *_wide(metric)), np.nan, np.float32)
+        for metric in (*bench.comparing("prediction"), *bench.comparing("pass")):
+            self.out.prediction[metric.name] = np.full(
+                (*shape[:2], self.n, *_wide(metric)), np.nan, np.float32
+            )
         self.maps: dict[Cell, Shelf] = {}
         self.squares = torch.zeros(len(plan.layers), dtype=torch.float64)
         self.passes = self.call_rows = self.condition_rows = self.seconds = 0.0
@@ -117,9 +127,9 @@ class Tally:
         for j, layer in enumerate(self.plan.layers):
             feature = passed.response.features[layer].float()
             for key, f_ref in (("", reference[layer].float()), ("@own", self.own[layer].float())):
-                for metric in self.bench.of_kind("feature"):
-                    shift = metric.shift(feature, f_ref)
-                    self.out.shift[metric.name + key][(*cell, j, rows)] = shift.cpu().numpy()
+                for metric in self.bench.comparing("feature"):
+                    shift = metric.rows(metric.shift(feature, f_ref), len(feature))
+                    self.out.shift[metric.name + key][(*cell, j, rows)] = shift
 
     def _error(self, passed: Passed, cell: Cell, rows: slice) -> None:
         """Of the noise that the reconstruction implies at the base latent: comparable whatever latent was used."""
@@ -127,9 +137,28 @@ class Tally:
         x0 = request.batch.x0
         a, noise = self.bench.backbone.schedule.coefficients(request.t, x0)
         eps_hat = request.eps - a / noise * (x0_hat - x0)
-        for metric in self.bench.of_kind("prediction"):
+        for metric in self.bench.comparing("prediction"):
             error = metric.error(eps=request.eps, eps_hat=eps_hat, x0=x0, x0_hat=x0_hat)
-            self.out.prediction[metric.name][(*cell, rows)] = error.cpu().numpy()
+            self.out.prediction[metric.name][(*cell, rows)] = metric.rows(error, len(x0))
+        for metric in self.bench.comparing("pass"):
+            found = metric.measure(self._seen(passed, metric))
+            self.out.prediction[metric.name][(*cell, rows)] = metric.rows(found, len(x0))
+
+    def _seen(self, passed: Passed, metric: Metric) -> Pass:
+        """The whole pass; another one goes through the technique as it is attached, and is not counted."""
+        gradients = "gradients" in metric.needs
+
+        def again(request: Request) -> Response:
+            with torch.set_grad_enabled(gradients):
+                return single_pass(self.plan.technique, request, self.plan.layers)
+
+        return Pass(
+            passed.request,
+            passed.response,
+            self.bench.reference(passed.rows).features,
+            self.own,
+            again if metric.needs & {"gradients", "second-pass"} else None,
+        )
 
     def _reconstruct(self, passed: Passed) -> None:
         """The first image samples by img2img (paper, section 5.1): is the output more like the input?
@@ -148,7 +177,6 @@ class Tally:
             strength=config.strength,
             steps=config.image_steps,
             seed=config.seed,
-            memo=self.bench.memo,
         )
         self.starts_clean |= made is None
         self.images.append(torch.full_like(pixels(batch.samples), 0.5) if made is None else made)
@@ -164,10 +192,10 @@ class Tally:
     def _append(self, other: Tally) -> None:
         assert other.start == self.start + self.n, "tallies must lie end to end"
         n = self.n + other.n
-        for table in ("shift", "prediction"):
-            ours, theirs = getattr(self.out, table), getattr(other.out, table)
+        for tables in ("shift", "prediction"):
+            ours, theirs = getattr(self.out, tables), getattr(other.out, tables)
             for key in ours:
-                ours[key] = np.concatenate([ours[key], theirs[key]], axis=-1)
+                ours[key] = np.concatenate([ours[key], theirs[key]], axis=3 if tables == "shift" else 2)
         for cell, theirs_ in other.maps.items():
             joined = Shelf(n, folder=self.bench.scratch, limit=theirs_.limit)
             for shelf, at in ((self.maps[cell], 0), (theirs_, self.n)):
@@ -192,10 +220,13 @@ class Tally:
         cells = (len(self.plan.timesteps), len(self.plan.seeds))
         for probe in bench.probes:
             assert bench.folds is not None
-            k = len(bench.samples.classes if probe.needs == "labels" else bench.samples.mask_classes)
-            out.counts[probe.name] = np.zeros((*cells, self.n, k, k), np.int16)
             for (i, s), shelf in self.maps.items():
-                out.counts[probe.name][i, s] = probe.evaluate(shelf.array(), bench.samples, bench.folds)
+                found = probe.stored(probe.evaluate(shelf.array(), bench.samples, bench.folds))
+                if len(found) != self.n:
+                    raise PluginError(f"Probe {probe.name!r} gives {len(found)} rows for {self.n} samples.")
+                kind = np.int16 if probe.figure else np.float32
+                counts = out.counts.setdefault(probe.name, np.zeros((*cells, *found.shape), kind))
+                counts[i, s] = found
         if cells[1] < bench.config.seeds:  # a technique without a seed gives the same for each
             for table in (out.shift, out.prediction, out.counts):
                 tables: dict[str, NDArray[Any]] = table
@@ -209,7 +240,8 @@ class Tally:
         made = torch.cat(self.images)
         truth = pixels(self.plan.samples[: len(made)].samples)
         self.out.image = {
-            m.name: m.distance(truth, made).numpy().astype(np.float32) * (np.nan if self.starts_clean else 1)
-            for m in self.bench.of_kind("image")
+            m.name: m.rows(m.distance(truth, made), len(made))
+            * np.float32(np.nan if self.starts_clean else 1)
+            for m in self.bench.comparing("image")
         }
         self.out.reconstructions = (made.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()

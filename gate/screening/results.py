@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gate.backbones.layers import MEAN_MAP
-from gate.probe import Figure
+from gate.measure import Measure, share_removed
+from gate.metric import Metric
 from gate.ranking.entry import Entry, Evidence, Ranking, Weights
 from gate.ranking.rank import rank, winners
-from gate.ranking.statistics import Interval, confusion_error, confusion_margins, paired_bca
+from gate.ranking.statistics import Interval, multiplicities, paired_bca
 from gate.registry import create_technique
 from gate.runs.directory import SCHEMA_VERSION
 from gate.screening.bench import Bench
@@ -33,18 +35,18 @@ def assemble(
 ) -> tuple[dict[str, Any], Arrays, Arrays]:
     """results.json without the run's own facts, the arrays of scores.safetensors, and the pictures."""
     names = [n for n in measured if n != VANILLA]
-    evidence = {n: _evidence(m) for n, m in measured.items()}
-    figures = {p.name: p.figure for p in bench.probes}
+    evidence = {n: _evidence(bench, m) for n, m in measured.items()}
+    probes = [p.name for p in bench.probes]
     techniques = {n: create_technique(n) for n in names}
     controls = [n for n in names if techniques[n].control]
-    scaled = [m.name for m in bench.of_kind("feature") if not m.scale_invariant]
+    scaled = [m.name for m in bench.comparing("feature") if not m.scale_invariant]
     ranking = rank(
         evidence[VANILLA],
         {n: evidence[n] for n in names},
-        probe_figures=figures,
+        measures=bench.measures,
         weights=WEIGHTS,
         score_metrics=SCORE_METRICS,
-        score_probes=[p for p in SCORE_PROBES if p in figures][:1],
+        score_probes=[p for p in SCORE_PROBES if p in probes][:1],
         seed=bench.config.seed,
         resamples=bench.config.resamples,
         feature_scale={n: _scale(measured[n], measured[VANILLA]) for n in names},
@@ -77,16 +79,36 @@ def assemble(
     return results, _dense(bench, measured, names), _pictures(bench, measured, names)
 
 
-def _evidence(m: Measured) -> Evidence:
-    """Average over noise seeds; cells are (timestep, layer) or timesteps."""
-    shifts: dict[str, NDArray[np.float64]] = {}
-    for key, values in m.shift.items():
-        mean = values.astype(np.float64).mean(axis=1)  # (t, l, n)
-        shifts[key] = np.ascontiguousarray(mean.reshape(-1, mean.shape[-1]).T)
-    for key, values in m.prediction.items():
-        shifts[key] = np.ascontiguousarray(values.astype(np.float64).mean(axis=1).T)
-    counts = {k: v.astype(np.float64).sum(axis=1).swapaxes(0, 1) for k, v in m.counts.items()}
+def _evidence(bench: Bench, m: Measured) -> Evidence:
+    """Average over noise seeds; cells are (timestep, layer) or timesteps. Statistics of the set keep seeds as cells."""
+    known = bench.measures
+
+    def cells(name: str, values: NDArray[Any], samples: int) -> NDArray[Any]:
+        if known[name.partition("@")[0]].is_additive:
+            values, samples = values.mean(axis=1, dtype=np.float64), samples - 1
+        first = np.moveaxis(values, samples, 0)  # (n, cells ..., columns ...)
+        flat = first.reshape(len(first), math.prod(first.shape[1 : samples + 1]), *first.shape[samples + 1 :])
+        return np.ascontiguousarray(flat)
+
+    shifts = {key: cells(key, values, 3) for key, values in m.shift.items()}
+    shifts |= {key: cells(key, values, 2) for key, values in m.prediction.items()}
+    counts = {key: _over_seeds(known[key], values) for key, values in m.counts.items()}
     return Evidence(shifts, counts)
+
+
+def _over_seeds(probe: Measure, values: NDArray[Any]) -> NDArray[Any]:
+    """(t, s, n, ...) -> (n, t, ...); of a statistic of the set (n, t s, ...)."""
+    if probe.is_additive:
+        total = values[:, 0].copy() if values.shape[1] == 1 else values.sum(axis=1, dtype=_room(values))
+        return np.asarray(total.swapaxes(0, 1))
+    return np.moveaxis(values.reshape(-1, *values.shape[2:]), 1, 0)
+
+
+def _room(values: NDArray[Any]) -> Any:
+    """A type that holds the sum over seeds: counts stay small where they can, for there are many techniques."""
+    if values.dtype != np.int16:
+        return np.float64
+    return np.int16 if int(values.max(initial=0)) * values.shape[1] <= np.iinfo(np.int16).max else np.int32
 
 
 def _scale(m: Measured, vanilla: Measured) -> float:
@@ -111,7 +133,10 @@ def _row(bench: Bench, e: Entry, technique: Any, measured: Mapping[str, Measured
         **_triple("probe_gain", e.mean_error_removed),
         "metrics": {k: _interval(v) for k, v in e.suppression.items()},
         "probes": {k: _interval(v) for k, v in e.probes.items()},
-        "image": _image(m, measured[VANILLA], bench.config.seed),
+        "images": {
+            metric.name: _image(metric, m, measured[VANILLA], bench.config.seed)
+            for metric in bench.comparing("image")
+        },
         "feature_scale": _scale(m, measured[VANILLA]),
         "cost": {
             "calls": m.calls,
@@ -138,17 +163,15 @@ def _triple(name: str, value: Interval | None) -> dict[str, float | None]:
     return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
 
 
-def _image(m: Measured, vanilla: Measured, seed: int) -> dict[str, float] | None:
-    """Suppression of the reconstructed image's distance, over the few samples that were generated."""
-    if "image" not in m.image:
+def _image(metric: Metric, m: Measured, vanilla: Measured, seed: int) -> dict[str, float] | None:
+    """Suppression of the reconstructed image's distance, over the few samples that were generated; None without one."""
+    if metric.name not in m.image or not np.isfinite(m.image[metric.name]).all():
         return None
-    ours, anchor = m.image["image"].astype(np.float64), vanilla.image["image"].astype(np.float64)
-    if not np.isfinite(ours).all():
-        return None
+    ours, theirs = (metric.columns(each.image[metric.name][:, None]) for each in (m, vanilla))
 
     def share(index: NDArray[np.intp]) -> NDArray[np.float64]:
-        value: NDArray[np.float64] = 1 - ours[index].sum(-1) / anchor[index].sum(-1)
-        return value
+        drawn = multiplicities(index, len(ours))
+        return share_removed(metric.errors(ours, drawn), metric.errors(theirs, drawn))
 
     return _interval(paired_bca(share, len(ours), seed=seed))
 
@@ -200,18 +223,19 @@ def _axes(bench: Bench, names: list[str]) -> dict[str, Any]:
 
 
 def _vanilla(bench: Bench, m: Measured) -> dict[str, Any]:
-    evidence = _evidence(m)
-    probes = {p.name: _figure((evidence.counts or {})[p.name], p.figure) for p in bench.probes}
+    evidence, known = _evidence(bench, m), bench.measures
+
+    def figure(name: str, values: NDArray[Any]) -> float:
+        """Over all samples, mean over cells."""
+        measure = known[name.partition("@")[0]]
+        columns = measure.columns(values)
+        return measure.number(float(measure.errors(columns, np.ones(len(columns))).mean()))
+
     return {
-        "metrics": {k: float(v.mean()) for k, v in evidence.shifts.items()},
-        "probes": probes,
+        "metrics": {k: figure(k, v) for k, v in evidence.shifts.items()},
+        "probes": {k: figure(k, v) for k, v in (evidence.counts or {}).items()},
         "ms_per_image": m.ms,
     }
-
-
-def _figure(counts: NDArray[np.float64], figure: Figure) -> float:
-    """The probe's figure over all samples, mean over timesteps. counts: (n, t, k, k)."""
-    return float(1 - confusion_error(confusion_margins(counts.sum(axis=0)), figure).mean())
 
 
 def _dense(bench: Bench, measured: Mapping[str, Measured], names: list[str]) -> Arrays:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import mmap
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from gate.machine import release
 
 IN_MEMORY = 128 << 20  # bytes of one shelf; a larger one goes to the disk
 
@@ -66,12 +67,3 @@ class Shelf:
             return
         with tempfile.TemporaryFile(dir=self.folder) as file:
             self._file = np.memmap(file, dtype=np.uint8, mode="w+", shape=(self.n, size))
-
-
-def release(mapped: Any) -> None:
-    """Let go of the pages of a mapped array; the file keeps what they hold. An array in memory stays as it is."""
-    if not isinstance(mapped, np.memmap):
-        return
-    pages = getattr(mapped, "_mmap", None)
-    if isinstance(pages, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        pages.madvise(mmap.MADV_DONTNEED)

@@ -6,10 +6,13 @@ process of two threads. The workers inherit the bench, so what is shared is stil
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import signal
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gate.errors import GateError, OutOfMemoryError, UnsuitableError
@@ -57,9 +60,10 @@ def attempts(
     fork: Any = multiprocessing.get_context("fork")
     counter = fork.Value("q", 0)
     seen = 0
-    longest_first = sorted(names, key=_expected_calls, reverse=True)
-    with fork.Pool(workers, _begin, (bench, counter)) as pool:
-        results = pool.imap_unordered(_in_worker, longest_first)
+    # vanilla's passes are asked for by many, so they come first; then the longest
+    order = sorted(names, key=lambda name: (name != VANILLA, -_expected_calls(name)))
+    with _shared_memo(bench), fork.Pool(workers, _begin, (bench, counter)) as pool:
+        results = pool.imap_unordered(_in_worker, order)
         for _ in names:
             while True:
                 try:
@@ -69,6 +73,17 @@ def attempts(
                     tick("", counter.value - seen)
                     seen = counter.value
             yield finished
+
+
+@contextlib.contextmanager
+def _shared_memo(bench: Bench) -> Iterator[None]:
+    """Answers lie in a folder while several processes measure."""
+    with tempfile.TemporaryDirectory(dir=bench.scratch, prefix="memo-") as folder:
+        bench.memo.folder = Path(folder)
+        try:
+            yield
+        finally:
+            bench.memo.folder = None
 
 
 def attempt(bench: Bench, name: str, tick: Callable[[int], None]) -> Attempt:

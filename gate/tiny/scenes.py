@@ -81,23 +81,6 @@ class Scene:
         return f"tiny-{self.seed}-{self.index}"
 
 
-@dataclass(frozen=True)
-class ScenePair:
-    """Two renderings of one object. points_a, points_b: (n, 2) float32, (x, y) in pixels, the same points of
-    the object in each; pixel (row i, column j) has its centre at (j, i)."""
-
-    image_a: Array
-    image_b: Array
-    points_a: Array
-    points_b: Array
-    mask_a: Array
-    mask_b: Array
-    placement_a: Placement
-    placement_b: Placement
-    caption: str
-    label: int
-
-
 @functools.cache
 def _facts() -> dict[str, Any]:
     facts: dict[str, Any] = json.loads((ASSETS / "sprites.json").read_text(encoding="utf-8"))
@@ -142,8 +125,8 @@ def render(
     drawn = int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2]))
     placements = _place(rng, sprites(objects), count or drawn)
     background = pick_background(rng)
-    image, coverage = _draw(placements, background, size)
-    owner = _owner(coverage)
+    image, coverage = draw(placements, background, size)
+    owner = owners(coverage)
     groups = np.array([0] + [CLASSES.index(p.sprite.group) + 1 for p in placements], dtype=np.uint8)
     areas = [int((owner == k + 1).sum()) for k in range(len(placements))]
     label = CLASSES.index(placements[int(np.argmax(areas))].sprite.group)
@@ -156,46 +139,12 @@ def render_of(sprite: SpriteInfo, seed: int, index: int, *, size: int = 64) -> S
     rng = np.random.default_rng([seed, index, sprite.cell])
     placements = _place(rng, (sprite,), 1)
     background = pick_background(rng)
-    image, coverage = _draw(placements, background, size)
+    image, coverage = draw(placements, background, size)
     label = CLASSES.index(sprite.group)
-    mask = (_owner(coverage) * (label + 1)).astype(np.uint8)
+    mask = (owners(coverage) * (label + 1)).astype(np.uint8)
     return Scene(
         image, write_caption(placements, background, rng), label, mask, placements, background, seed, index
     )
-
-
-def render_pair(
-    seed: int,
-    index: int,
-    *,
-    objects: Split = "held-out",
-    size: int = 64,
-    max_angle: float = 30.0,
-    flip: bool = False,
-) -> ScenePair:
-    """Two renderings of one object under different scale, rotation, position and background.
-
-    max_angle: degrees; flip: also mirror the object in half of the second renderings. Every visible pixel
-    centre of rendering a whose point is visible in rendering b gives one correspondence."""
-    rng = np.random.default_rng([seed, index, 2])
-    pool = sprites(objects)
-    sprite = pool[int(rng.integers(len(pool)))]
-    pair = []
-    for second in (False, True):
-        scale = float(rng.uniform(0.5, 0.9))
-        slack = (1 - scale) / 2
-        x, y = (0.5 + rng.uniform(-slack, slack, 2)).tolist()
-        angle = float(rng.uniform(-max_angle, max_angle))
-        mirrored = bool(rng.random() < 0.5) and flip and second
-        pair.append((Placement(sprite, x, y, scale, angle, mirrored), pick_background(rng)))
-    (place_a, ground_a), (place_b, ground_b) = pair
-    image_a, cover_a = _draw((place_a,), ground_a, size)
-    image_b, cover_b = _draw((place_b,), ground_b, size)
-    label = CLASSES.index(sprite.group)
-    mask_a, mask_b = ((_owner(c) * (label + 1)).astype(np.uint8) for c in (cover_a, cover_b))
-    points_a, points_b = _correspond(place_a, place_b, mask_a > 0, mask_b > 0)
-    caption = f"a photo of {sprite.phrase}"
-    return ScenePair(image_a, image_b, points_a, points_b, mask_a, mask_b, place_a, place_b, caption, label)
 
 
 def sprite_to_scene(placement: Placement, size: int) -> Array:
@@ -259,7 +208,7 @@ def _place(rng: np.random.Generator, pool: tuple[SpriteInfo, ...], count: int) -
     )
 
 
-def _draw(placements: tuple[Placement, ...], background: Background, size: int) -> tuple[Array, Array]:
+def draw(placements: tuple[Placement, ...], background: Background, size: int) -> tuple[Array, Array]:
     """image (size, size, 3) uint8 and the coverage of each object (n, size, size) float32 in [0, 1]."""
     canvas: Array = draw_background(background, size).astype(np.float32)
     coverage = np.zeros((len(placements), size, size), np.float32)
@@ -293,22 +242,7 @@ def _warp(placement: Placement, size: int) -> Array:
     return layer.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 4).mean(axis=(1, 3))
 
 
-def _owner(coverage: Array) -> Array:
+def owners(coverage: Array) -> Array:
     """Which object a pixel shows: (h, w) int64, 0 = background, k = object k - 1."""
     best = coverage.argmax(axis=0)
     return np.where(coverage.max(axis=0) > OPAQUE, best + 1, 0)
-
-
-def _correspond(a: Placement, b: Placement, visible_a: Array, visible_b: Array) -> tuple[Array, Array]:
-    """Points (n, 2) float32 of the object seen in both renderings."""
-    size = visible_a.shape[0]
-    rows, columns = np.nonzero(visible_a)
-    points_a = np.column_stack([columns, rows]).astype(np.float64)
-    map_a, map_b = sprite_to_scene(a, size), sprite_to_scene(b, size)
-    own = (points_a - map_a[:, 2]) @ np.linalg.inv(map_a[:, :2]).T
-    points_b = own @ map_b[:, :2].T + map_b[:, 2]
-    nearest = np.rint(points_b).astype(int)
-    inside = ((nearest >= 0) & (nearest < size)).all(axis=1)
-    clipped = nearest.clip(0, size - 1)
-    seen = inside & visible_b[clipped[:, 1], clipped[:, 0]]
-    return points_a[seen].astype(np.float32), points_b[seen].astype(np.float32)

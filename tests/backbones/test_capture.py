@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate, scaled_dot_product_attention
 
 import gate
 from gate.backbone import Backbone
-from gate.backbones.capture import mean_map, softmax_weights
+from gate.backbones.maps import mean_map, softmax_weights
 from gate.data import load_data
 from gate.errors import ConfigurationError, UsageError
 from gate.sample import SampleSet
@@ -110,7 +110,7 @@ def test_maps_change_no_bit_and_leave_no_hook(tiny: Backbone) -> None:
 def test_only_the_wanted_attention_is_looked_at(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    module = sys.modules["gate.backbones.capture"]
+    module = sys.modules["gate.backbones.maps"]
     computed: list[int] = []
     real = module.softmax_weights
     monkeypatch.setattr(module, "softmax_weights", lambda *a, **k: computed.append(1) or real(*a, **k))  # type: ignore[func-returns-value]

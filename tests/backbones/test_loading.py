@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 import gate
 from gate.backbones import hub, load
+from gate.backbones.index import part_names
 from gate.backbones.parts import vae_dtype
-from gate.backbones.pipeline import part_names
 from gate.cli import app
 from gate.errors import ConfigurationError, MissingWeightsError, UsageError
 

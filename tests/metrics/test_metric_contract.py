@@ -22,9 +22,9 @@ EVERY: tuple[type[Metric], ...] = (Laplacian, LaplacianNormalised, Cosine, Cka, 
 
 def measure(metric: Metric, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a is the measured side, b the truth."""
-    if metric.kind == "feature":
+    if metric.compares == "feature":
         return metric.shift(a, b)
-    if metric.kind == "prediction":
+    if metric.compares == "prediction":
         return metric.error(eps=b, eps_hat=a, x0=b, x0_hat=a)
     return metric.distance(b, a)
 
@@ -37,7 +37,7 @@ def pair(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor,
 
 
 def shape_for(metric: Metric, b: int = 8) -> tuple[int, ...]:
-    return (b, 3, 16, 16) if metric.kind == "image" else (b, 24, 8, 8)
+    return (b, 3, 16, 16) if metric.compares == "image" else (b, 24, 8, 8)
 
 
 @pytest.mark.parametrize("cls", EVERY)
@@ -67,7 +67,7 @@ def test_not_negative_and_zero_for_the_reference_itself(cls):
 
 
 @pytest.mark.parametrize("channels", [4, 100])
-@pytest.mark.parametrize("cls", [c for c in EVERY if c.kind != "image"])
+@pytest.mark.parametrize("cls", [c for c in EVERY if c.compares != "image"])
 def test_the_reference_itself_is_exactly_zero_away(cls, channels):
     b = pair(8, channels, 8, 8)[1]
     assert (measure(cls(), b, b.clone()) <= 1e-15).all()
@@ -85,7 +85,7 @@ def test_scale_invariance_is_as_stated(cls):
 @pytest.mark.parametrize("cls", EVERY)
 def test_nan_is_passed_on_and_stays_in_its_sample(cls, channels):
     metric = cls()
-    a, b = pair(4, 3 if metric.kind == "image" else channels, 8, 8)
+    a, b = pair(4, 3 if metric.compares == "image" else channels, 8, 8)
     a[1, 0, 4, 4] = torch.nan
     assert torch.isnan(measure(metric, a, b)).tolist() == [False, True, False, False]
 
@@ -109,7 +109,7 @@ def test_shapes_that_would_broadcast_are_refused(cls):
 
 def test_the_wrong_method_is_refused_by_name():
     f = torch.zeros(1, 3, 4, 4)
-    with pytest.raises(PluginError, match="'eps' is of kind 'prediction': it has `error`, not `shift`"):
+    with pytest.raises(PluginError, match="'eps' compares 'prediction': it has `error`, not `shift`"):
         Eps().shift(f, f)
 
 
@@ -119,8 +119,10 @@ def test_a_metric_without_facts_or_method_is_refused_where_it_is_written():
     facts = {"name": "idle", "summary": "s", "source": "s", "unit": "u", "weakness": "w"}
     with pytest.raises(PluginError, match="must define `shift`"):
         type("Idle", (Metric,), facts)
-    with pytest.raises(PluginError, match="kind is one of"):
-        type("Odd", (Metric,), {**facts, "kind": "sound"})
+    with pytest.raises(PluginError, match="it is one of"):
+        type("Odd", (Metric,), {**facts, "compares": "sound"})
+    with pytest.raises(PluginError, match="no end there"):
+        type("Endless", (Metric,), {**facts, "direction": "higher"})
 
 
 def test_listing_metrics_and_probes_loads_nothing_heavy():

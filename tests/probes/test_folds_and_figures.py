@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from sklearn.metrics import balanced_accuracy_score, jaccard_score
 
 from gate.errors import ConfigurationError, PluginError
+from gate.measure import confusion_error, confusion_margins
 from gate.probe import Probe, grid_mask, label_counts, make_folds, map_counts, probe_map
-from gate.ranking.statistics import confusion_error, confusion_margins
 from gate.sample import Sample, SampleSet
 
 

@@ -11,11 +11,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from gate.errors import ConfigurationError, NonFiniteError
+from gate.measure import confusion_error, confusion_margins
 from gate.probe import Folds, Probe, grid_mask, make_folds
 from gate.probes.knn import Knn
 from gate.probes.linear import Linear
 from gate.probes.pixel_linear import PixelLinear, fit_ridge
-from gate.ranking.statistics import confusion_error, confusion_margins
 from gate.sample import Sample, SampleSet
 
 CLASSES, SIDE = 4, 8

@@ -11,18 +11,15 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, jaccard_score
 
 from gate.errors import IncomparableError, NonFiniteError, UsageError
+from gate.measure import confusion_error, confusion_margins, share_removed
+from gate.probes.linear import Linear
+from gate.probes.pixel_linear import PixelLinear
 from gate.ranking.entry import Evidence, Ranking, Weights
 from gate.ranking.rank import rank, winners
-from gate.ranking.statistics import (
-    confusion_error,
-    confusion_margins,
-    paired_bca,
-    share_removed,
-    symmetric_share,
-)
+from gate.ranking.statistics import paired_bca, symmetric_share
 
 METRICS = ("laplacian", "cosine")
-FIGURES = {"linear": "balanced-accuracy", "pixel-linear": "miou"}
+PROBES = {"linear": Linear(), "pixel-linear": PixelLinear()}
 N, CELLS, K = 48, 4, 5
 
 
@@ -62,7 +59,7 @@ def scene(n: int = N) -> tuple[Evidence, dict[str, Evidence]]:
 
 def ranked(vanilla: Evidence, techniques: dict[str, Evidence], **changes: object) -> Ranking:
     settings: dict = {
-        "probe_figures": FIGURES,
+        "measures": PROBES,
         "score_metrics": METRICS,
         "score_probes": ("linear", "pixel-linear"),
         "seed": 0,
@@ -113,7 +110,7 @@ def test_score_is_what_a_direct_computation_gives():
         return 1 - jaccard_score(true, predicted, average="macro")
 
     removed = {}
-    for probe in FIGURES:
+    for probe in PROBES:
         t, v = technique.counts[probe].sum(0), vanilla.counts[probe].sum(0)
         removed[probe] = np.mean([1 - error(t[c], probe) / error(v[c], probe) for c in range(CELLS)])
         assert entry.probes[probe].value == pytest.approx(removed[probe], rel=1e-12)
@@ -347,8 +344,8 @@ def test_what_cannot_be_compared_is_refused():
         ranked(vanilla, techniques, score_metrics=("cka",), score_probes=())
     with pytest.raises(IncomparableError, match="Nothing to rank by"):
         ranked(Evidence({"cosine": np.zeros((0, 2))}), {})
-    with pytest.raises(UsageError, match="must state its figure"):
-        ranked(vanilla, techniques, probe_figures={})
+    with pytest.raises(UsageError, match="nothing says how its numbers are read"):
+        ranked(vanilla, techniques, measures={})
     with pytest.raises(UsageError, match="add up to 1"):
         Weights(0.5, 0.6)
     assert ranked(vanilla, {}).entries == ()

@@ -50,7 +50,7 @@ def test_it_generates_nothing_and_its_image_metric_says_so(weights: str, tmp_pat
     )  # fmt: skip
     entries = {e["name"]: e for e in open_run(made.path).results["ranking"]}
     [clean] = [e for name, e in entries.items() if name.startswith("cleandift")]
-    assert clean["image"] is None and entries["generic-prompt"]["image"] is not None
+    assert clean["images"]["image"] is None and entries["generic-prompt"]["images"]["image"]
     assert np.isfinite(clean["score"])
 
 

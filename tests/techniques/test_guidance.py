@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from gate.adapters.guiders import GUIDERS, frequency_decoupled, new_guider
+from gate.adapters.weakening import weak_stacks, weakened
 from gate.errors import UsageError
 from gate.registry import create_technique
 from gate.request import Batch, Request, Response
-from gate.techniques.guidance import GUIDERS, frequency_decoupled, new_guider, weak_stacks, weakened
 
 torch.manual_seed(0)
 STRONG, WEAK = torch.randn(2, 3, 4, 16, 16)

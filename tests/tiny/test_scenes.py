@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from gate.tiny.scenes import CLASSES, class_prompts, render, render_of, render_pair, sprite_to_scene, sprites
+from gate.tiny.pairs import _correspond, render_pair
+from gate.tiny.scenes import CLASSES, class_prompts, render, render_of, sprite_to_scene, sprites
 
 
 def test_a_scene_is_a_function_of_seed_and_index() -> None:
@@ -113,8 +114,6 @@ def test_correspondences_lie_on_the_object_and_look_alike() -> None:
 
 
 def test_identity_warp_gives_identical_points() -> None:
-    from gate.tiny.scenes import _correspond
-
     pair = render_pair(2, 1)
     seen = pair.mask_a > 0
     points_a, points_b = _correspond(pair.placement_a, pair.placement_a, seen, seen)

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
-from gate.backbones.pipeline import PipelineBackbone, part_of
+from gate.backbones.index import part_of
+from gate.backbones.pipeline import PipelineBackbone
 from gate.errors import ConfigurationError
 
 GROUP = "gate.families"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from gate.backbones.families.sdxl import LatentUNetXL
-from gate.backbones.pipeline import part_of
+from gate.backbones.index import part_of
 from gate.request import Conditioning
 
 TOKENS = 256

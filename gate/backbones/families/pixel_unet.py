@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from gate.backbones.families.unet import LatentUNet
-from gate.backbones.pipeline import PipelineBackbone, part_of
+from gate.backbones.index import part_of
+from gate.backbones.pipeline import PipelineBackbone
 from gate.errors import ConfigurationError
 from gate.request import Conditioning, Request
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gate.backbones.families.unet import LatentUNet
-from gate.backbones.pipeline import PipelineBackbone, part_of
+from gate.backbones.index import part_of
+from gate.backbones.pipeline import PipelineBackbone
 from gate.request import Conditioning
 
 AESTHETIC_SCORE = 6.0  # what the refiner is told by default

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gate.backbones.pipeline import PipelineBackbone, part_of
+from gate.backbones.index import part_of
+from gate.backbones.pipeline import PipelineBackbone
 from gate.request import Conditioning, Request
 
 TOKENS = 77  # of CLIP

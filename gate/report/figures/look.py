@@ -57,6 +57,7 @@ def save(figure: Any, stem: Path) -> list[Path]:
     """Write PNG and SVG; the same figure gives the same bytes."""
     files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
     figure.savefig(files[0], dpi=DPI, metadata={"Software": None})
+    figure.set_layout_engine("none")  # it is laid out already; doing it again takes a tenth of the time
     figure.savefig(files[1], metadata={"Date": None, "Creator": None})
     return files
 

@@ -48,7 +48,7 @@ def draw(run: Run) -> Any:
 
 
 def _label(row: look.Row) -> str:
-    image = row["image"]
-    gain = f"\n{100 * image['value']:+.1f} %" if image and look.finite(image["value"]) else ""
+    images = {name: v["value"] for name, v in row["images"].items() if v and look.finite(v["value"])}
+    gain = "".join(f"\n{100 * v:+.1f} %{f' {name}' if len(images) > 1 else ''}" for name, v in images.items())
     mark = {"control": " (control)", "leak": " (leak)", "technique": ""}[look.kind(row)]
     return f"{row['name']}{mark}{gain}"

@@ -14,7 +14,8 @@ import torch
 
 from gate.adapters.networks import FOLDER
 from gate.errors import UsageError
-from gate.ranking.statistics import Interval, paired_bca, share_removed
+from gate.measure import share_removed
+from gate.ranking.statistics import Interval, paired_bca
 
 TABLE_START, TABLE_END = "<!-- companions -->", "<!-- end of companions -->"
 KEPT = ("*.safetensors", "config.json", "fit.json", "image_encoder/*")

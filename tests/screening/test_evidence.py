@@ -1,0 +1,283 @@
+"""From passes to evidence on a backbone worked out by hand: every figure here is on paper first (tests/closed_form.py).
+
+At t = 1 the features of vanilla are (1.4, 0.6) for seed 0 and (2.6, 1.8) for seed 1; F_ref is (1, 0). The mean squared
+distance is (0.16 + 0.36) / 2 = 0.26 and (2.56 + 3.24) / 2 = 2.9, over seeds 1.58. eps_hat = (0.7, 0.3) and (1.3, 0.9):
+squared errors (0.09 + 0.49) / 2 = 0.29 and (2.89 + 4.41) / 2 = 3.65, over seeds 1.97.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gate.metric import Metric, Pass
+from gate.metrics.eps import Eps
+from gate.probe import Probe, label_counts
+from gate.request import Request, Response
+from gate.screening import results as results_module
+from gate.screening.bench import Bench, prepare
+from gate.screening.config import make_config
+from gate.screening.measure import measure, tally
+from gate.screening.measured import Measured, Tally
+from gate.screening.results import assemble
+from gate.screening.workers import VANILLA
+from gate.technique import Technique
+from tests.closed_form import UNIT, ClosedForm, flat_samples, known_noise
+
+__all__ = ["known_noise"]
+pytestmark = pytest.mark.usefixtures("known_noise")
+
+
+class Squared(Metric):
+    """Under a name that the score reads; the formula is the plainest there is."""
+
+    name = "cosine"
+    summary = "mean squared distance"
+    source = "worked by hand"
+    unit = "squared"
+    weakness = "none worth naming"
+    scale_invariant = True
+
+    def shift(self, features: Any, reference: Any) -> Any:
+        return (features - reference).square().mean(dim=(1, 2, 3))
+
+
+class Absolute(Metric):
+    name = "image"
+    summary = "mean absolute distance of red and green, in units of the latent"
+    source = "worked by hand"
+    unit = "latent"
+    weakness = "none worth naming"
+    compares = "image"
+
+    def distance(self, image: Any, reconstruction: Any) -> Any:
+        return (image - reconstruction)[:, :2].abs().mean(dim=(1, 2, 3)) / UNIT
+
+
+class Likeness(Absolute):
+    """The same the other way up: 1 is perfect."""
+
+    name, direction, range = "likeness", "higher", (-1.0, 1.0)
+
+    def distance(self, image: Any, reconstruction: Any) -> Any:
+        return 1 - super().distance(image, reconstruction)
+
+
+class Slope(Metric):
+    """How the prediction follows the latent: 1 / 2 for vanilla."""
+
+    name, summary, source, unit, weakness = "slope", "s", "worked by hand", "1", "none worth naming"
+    compares, needs = "pass", frozenset({"gradients", "second-pass"})
+
+    def measure(self, seen: Pass) -> Any:
+        x = seen.request.x_t.clone().requires_grad_()
+        assert seen.again is not None
+        prediction = seen.again(seen.request.with_(x_t=x)).prediction
+        (slope,) = torch.autograd.grad(prediction.sum(), x)
+        return slope.mean(dim=(1, 2, 3))
+
+
+class Sign(Probe):
+    """Label 1 where the features are positive."""
+
+    name = "linear"
+    summary = "sign"
+    source = "worked by hand"
+
+    def evaluate(self, features: Any, samples: Any, folds: Any) -> Any:
+        truth = np.array([s.label for s in samples])
+        return label_counts(truth, (features.mean(axis=(1, 2, 3)) > 0).astype(int), 2)
+
+
+class Push(Technique):
+    """A prompt that adds 0.5 to every feature, noisy or clean."""
+
+    name, summary = "push", "push"
+
+    def condition(self, conditioning: Any, batch: Any) -> Any:
+        return conditioning.with_text(batch.backbone.encode_prompts(["0.5"] * len(batch)))
+
+
+class Lower(Technique):
+    """x0_hat less 0.3: at a / s = 4 / 3 the implied eps_hat grows by 0.4."""
+
+    name, summary = "lower", "lower"
+
+    def denoise(self, request: Request, call_next: Any) -> Response:
+        response = call_next(request)
+        return response.with_(x0=response.x0 - 0.3)
+
+
+class Twice(Technique):
+    """Twice the prediction: eps_hat = x_t."""
+
+    name, summary = "twice", "twice"
+
+    def denoise(self, request: Request, call_next: Any) -> Response:
+        prediction = 2 * call_next(request).prediction
+        x0 = request.batch.backbone.schedule.x0_from(prediction, request.x_t, request.t)
+        return call_next(request).with_(prediction=prediction, x0=x0)
+
+
+class Leaking(Twice):
+    name, leak = "leaking", "it is said to"
+
+
+class Control(Twice):
+    name, control = "losing", True
+
+
+class Telling(Leaking):
+    """Leaks as well, but its features say the label: the sign of the last channel's bias."""
+
+    name = "telling"
+
+    def denoise(self, request: Request, call_next: Any) -> Response:
+        response = super().denoise(request, call_next)
+        signs = torch.tensor([2.0 * s.label - 1 for s in request.batch.samples])
+        return response.with_(
+            features={
+                k: torch.ones_like(v) * signs[:, None, None, None] for k, v in response.features.items()
+            }
+        )
+
+
+class Once(Telling):
+    """Tells the label under the noise of the second seed alone."""
+
+    name = "once"
+
+    def denoise(self, request: Request, call_next: Any) -> Response:
+        return (super() if request.seed else super(Telling, self)).denoise(request, call_next)
+
+
+TECHNIQUES = {cls.name: cls for cls in (Push, Lower, Twice, Leaking, Control, Telling, Once)}
+
+
+@pytest.fixture
+def bench() -> Bench:
+    settings = {"timesteps": (1,), "seeds": 2, "layers": ("sum",), "image_samples": 2, "image_steps": 1}
+    config = make_config({**settings, "folds": 2, "resamples": 200})
+    return prepare(
+        ClosedForm(), flat_samples(), config, [Squared(), Eps(), Absolute(), Likeness(), Slope()], [Sign()]
+    )
+
+
+@pytest.fixture
+def assembled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    monkeypatch.setattr(results_module, "create_technique", lambda name: TECHNIQUES[name]())
+    measured = {VANILLA: measure(bench, Technique())}
+    measured |= {name: measure(bench, cls()) for name, cls in TECHNIQUES.items()}
+    results, _, _ = assemble(bench, measured, [])
+    yield results
+
+
+def row(results: Any, name: str) -> Any:
+    return next(r for r in results["ranking"] if r["name"] == name)
+
+
+def near(expected: Any) -> Any:
+    return pytest.approx(expected, abs=1e-6)
+
+
+def test_vanilla_by_hand(bench: Bench) -> None:
+    found = measure(bench, Technique())
+    for key in ("cosine", "cosine@own"):
+        assert found.shift[key].shape == (1, 2, 1, 12)
+        np.testing.assert_allclose(found.shift[key][0, :, 0], np.repeat([[0.26], [2.9]], 12, 1), rtol=1e-5)
+    np.testing.assert_allclose(found.prediction["eps"][0], np.repeat([[0.29], [3.65]], 12, 1), rtol=1e-5)
+    # t = 2: x = (0.6 + 0.8, 0.8), x0_hat = x (1 - 0.8 / 2) / 0.6 = x: (1.4, 0.8) beside (1, 0)
+    np.testing.assert_allclose(found.image["image"], [0.6, 0.6], rtol=1e-5)
+    assert (found.per_image, found.per_pass, found.calls) == (0, 1, 1)
+
+
+def test_what_a_prompt_adds_everywhere_counts_against_vanillas_reference_and_not_against_its_own(
+    bench: Bench,
+) -> None:
+    found = measure(bench, Push())
+    # beside F_ref: (0.81 + 1.21) / 2 and (4.41 + 5.29) / 2; beside its own (1.5, 0.5): vanilla's distances
+    np.testing.assert_allclose(found.shift["cosine"][0, :, 0, 0], [1.01, 4.85], rtol=1e-5)
+    np.testing.assert_allclose(found.shift["cosine@own"][0, :, 0, 0], [0.26, 2.9], rtol=1e-5)
+
+
+def test_an_error_of_x0_becomes_one_of_eps_by_a_over_s(bench: Bench) -> None:
+    found = measure(bench, Lower())
+    # eps_hat = (1.1, 0.7) and (1.7, 1.3): (0.01 + 0.09) / 2 and (1.69 + 2.89) / 2
+    np.testing.assert_allclose(found.prediction["eps"][0, :, 0], [0.05, 2.29], rtol=1e-4)
+
+
+def test_shares_of_vanillas_error_over_both_seeds(assembled: Any) -> None:
+    push, lower, twice = (row(assembled, name)["metrics"] for name in ("push", "lower", "twice"))
+    assert push["cosine"]["value"] == near(1 - 2.93 / 1.58)  # over seeds (1.01 + 4.85) / 2 = 2.93
+    assert push["cosine@own"]["value"] == near(0)
+    assert push["eps"]["value"] == near(0)
+    assert lower["eps"]["value"] == near(1 - 1.17 / 1.97)
+    assert twice["eps"]["value"] == near(1 - 0.48 / 1.97)  # (0.16 + 0.16) / 2 and (0.16 + 1.44) / 2
+    assert twice["cosine"]["value"] == near(0)
+
+
+def test_the_image_share_by_hand(assembled: Any) -> None:
+    # x0_hat = x (1 - 0.8) / 0.6 = x / 3: |1.4 / 3 - 1| and 0.8 / 3, mean 0.4 beside vanilla's 0.6
+    assert row(assembled, "twice")["images"]["image"]["value"] == near(1 / 3)
+    assert row(assembled, "push")["images"]["image"]["value"] == near(0)
+
+
+def test_every_image_metric_is_reported_the_right_way_up(assembled: Any) -> None:
+    assert row(assembled, "twice")["images"]["likeness"]["value"] == near(1 / 3)
+    assert set(row(assembled, "push")["images"]) == {"image", "likeness"}
+
+
+def test_a_metric_of_whole_passes_may_take_gradients_of_another_which_is_not_counted(
+    bench: Bench, assembled: Any
+) -> None:
+    found = measure(bench, Twice())
+    np.testing.assert_allclose(found.prediction["slope"], 1.0)
+    assert found.calls == 2  # the technique calls twice; the metric's own pass is not its
+    assert assembled["vanilla"]["metrics"]["slope"] == near(0.5)
+    assert row(assembled, "twice")["metrics"]["slope"]["value"] == near(-1)
+    assert row(assembled, "push")["metrics"]["slope"]["value"] == near(0)
+
+
+def test_the_score_is_half_suppression_half_probe_gain(assembled: Any) -> None:
+    twice, telling = row(assembled, "twice"), row(assembled, "telling")
+    eps = 1 - 0.48 / 1.97
+    assert twice["suppression"] == near((0 + eps) / 2) and twice["probe_gain"] == near(0)
+    assert twice["score"] == near(eps / 4)
+    # vanilla calls every sample 1: recall 1 and 0, half the error; telling makes none, and no shift to itself
+    assert telling["suppression"] == near((1 + eps) / 2) and telling["probe_gain"] == near(1)
+    assert telling["score"] == near((1 + eps) / 4 + 1 / 2)
+
+
+def test_probes_count_over_both_seeds(assembled: Any) -> None:
+    # label 0 is found under one seed of two: recall 1 / 2 and 1, an error of 1 / 4 beside vanilla's 1 / 2
+    assert row(assembled, "once")["probe_gain"] == near(1 / 2)
+
+
+def test_a_leak_wins_by_its_probe_alone_and_a_control_never(assembled: Any) -> None:
+    better = {r["name"] for r in assembled["ranking"] if r["verdict"] == "better"}
+    assert {"twice", "leaking", "losing", "telling", "lower"} <= better
+    assert assembled["winners"] == ["telling", "once", "twice"]  # three at most; lower comes after them
+
+
+def test_tallies_of_neighbouring_slices_join_to_the_whole(bench: Bench) -> None:
+    for technique in (Technique(), Push(), Telling()):
+        whole = measure(bench, technique)
+        slices = [slice(0, 3), slice(3, 4), slice(4, 12)]
+        joined = Tally.join([tally(bench, technique, rows=rows) for rows in slices]).measured()
+        _same(whole, joined)
+
+
+def _same(a: Measured, b: Measured) -> None:
+    for name in ("shift", "prediction", "counts", "image"):
+        ours, theirs = getattr(a, name), getattr(b, name)
+        assert set(ours) == set(theirs)
+        for key in ours:
+            np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-6, err_msg=f"{name} {key}")
+    assert np.array_equal(a.reconstructions, b.reconstructions)  # type: ignore[arg-type]
+    np.testing.assert_allclose(a.pca, b.pca)  # type: ignore[arg-type]
+    np.testing.assert_allclose(a.scale, b.scale)  # type: ignore[arg-type]
+    assert (a.per_image, a.per_pass) == (b.per_image, b.per_pass)
