@@ -65,7 +65,7 @@ def _name(row: Mapping[str, Any]) -> str:
 def _summary(row: Mapping[str, Any]) -> str:
     if row.get("error"):
         return f"BROKEN ({row['distribution']}): {row['error']}"
-    marks = [m for m, on in (("control", row.get("control")), ("leak", row.get("leak"))) if on]
+    marks = [m for m, on in (("control", row.get("negative_control")), ("leak", row.get("leak"))) if on]
     return row["summary"] + (f" [{', '.join(marks)}]" if marks else "")
 
 
@@ -91,7 +91,7 @@ def _techniques(backbone: str) -> tuple[Rows, Columns]:
             "source": made.source,
             "needs": sorted(made.needs),
             "families": sorted(made.families),
-            "control": made.control,
+            "negative_control": made.negative_control,
             "leak": made.leak,
             "cost": {"calls": cost.total, "per_image": cost.per_image, "per_pass": cost.per_pass},
             "in_all": name in in_all,
