@@ -49,6 +49,8 @@ def draw(run: Run) -> Any:
 
 def _label(row: look.Row) -> str:
     images = {name: v.value for name, v in row.images.items() if v and look.finite(v.value)}
-    gain = "".join(f"\n{100 * v:+.1f} %{f' {name}' if len(images) > 1 else ''}" for name, v in images.items())
+    gain = "".join(
+        f"\n{100 * (v or 0):+.1f} %{f' {name}' if len(images) > 1 else ''}" for name, v in images.items()
+    )
     mark = {"control": " (control)", "leak": " (leak)", "technique": ""}[look.kind(row)]
     return f"{row.name}{mark}{gain}"
