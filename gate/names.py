@@ -37,7 +37,9 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
     head, bracket, inside = name.partition("[")
     reads = head.strip() and "]" not in head and (not bracket or _closes_at_the_end(name))
     if not reads:
-        raise UsageError(f"{name!r} does not read as a name; write NAME or NAME[setting=value,setting=value].")
+        raise UsageError(
+            f"{name!r} does not read as a name; write NAME or NAME[setting=value,setting=value]."
+        )
     head = head.strip()
     settings: dict[str, Any] = {}
     for item in split_names(inside[:-1]):
@@ -107,8 +109,8 @@ def _split(text: str, separator: str) -> list[str]:
 
 def _closes_at_the_end(name: str) -> bool:
     """Whether the first bracket is closed by the last character and not before."""
-    around = [depth for _, _, depth in _scan(name)]
-    return around[-1] == 1 and name[-1] == "]" and 0 not in around[name.index("[") :]
+    closed = [i for i, c, depth in _scan(name) if c == "]" and depth == 1]
+    return closed[:1] == [len(name) - 1]
 
 
 def _value(text: str) -> Any:

@@ -150,7 +150,9 @@ def _load(kind: PluginKind, point: EntryPoint) -> Plugin:
             error = _problem(kind, point, cls)
     except KeyboardInterrupt:
         raise
-    except BaseException as raised:  # a stranger's module may raise anything, SystemExit too: shown, never fatal
+    except (
+        BaseException
+    ) as raised:  # a stranger's module may raise anything, SystemExit too: shown, never fatal
         error = " ".join(f"{type(raised).__name__}: {raised}".split())
     return Plugin(point.name, kind, point.value, _distribution(point), None if error else cls, error)
 
@@ -163,7 +165,9 @@ def _problem(kind: PluginKind, point: EntryPoint, cls: Any) -> str:
         return f"{point.value} does not derive from gate.Technique"
     name = getattr(cls, "name", "")
     if name != point.name:
-        return name_problem(name) or f"{point.value} calls itself {name!r} but is registered as {point.name!r}"
+        return (
+            name_problem(name) or f"{point.value} calls itself {name!r} but is registered as {point.name!r}"
+        )
     return _names_problem(cls) if issubclass(cls, Technique) else ""
 
 
@@ -171,7 +175,9 @@ def _names_problem(cls: type[Technique]) -> str:
     """What is wrong with a technique's further names."""
     variants, aliases, compositions = cls.variants, cls.aliases, cls.compositions
     if not isinstance(variants, Mapping) or not all(isinstance(s, Mapping) for s in variants.values()):
-        return f"variants must map names to settings, as in {{'{cls.name}-strong': {{'strength': 1.0}}}}, got {variants!r}"
+        return (
+            f"variants must map names to settings, as in {{'strong': {{'strength': 1.0}}}}, got {variants!r}"
+        )
     if not isinstance(aliases, Mapping):
         return f"aliases must map old names to new ones, got {aliases!r}"
     if isinstance(compositions, str) or not isinstance(compositions, Iterable):

@@ -41,7 +41,9 @@ def test_compositions_are_split_outside_brackets_and_quotes() -> None:
 
 
 def test_settings_are_literals_or_text() -> None:
-    head, settings = parse_name("x[a=1.5, b='p=q, [r', c=(1,2), d=plain text, e={caption} !, f=None, g={[]:1}]")
+    head, settings = parse_name(
+        "x[a=1.5, b='p=q, [r', c=(1,2), d=plain text, e={caption} !, f=None, g={[]:1}]"
+    )
     assert head == "x"
     assert settings == {
         "a": 1.5,
@@ -89,7 +91,9 @@ def test_wildcards_count_outside_brackets() -> None:
     assert not has_wildcard("prompt[text='why?']") and not has_wildcard("prompt[text=*]")
 
 
-@pytest.mark.parametrize("name", ["a+b", "a,b", "a[b]", "a b", "", "!a", "a*", "a=b", "it's", "-a", "all", "vanilla", 7])
+@pytest.mark.parametrize(
+    "name", ["a+b", "a,b", "a[b]", "a b", "", "!a", "a*", "a=b", "it's", "-a", "all", "vanilla", 7]
+)
 def test_names_that_no_plugin_can_have(name: object) -> None:
     assert name_problem(name)
     assert not name_problem("guidance-cfg") and not name_problem("t2i_adapter.v2")

@@ -21,7 +21,7 @@ def check(
     from gate.errors import ConfigurationError
     from gate.registry import create_technique, load_class
 
-    subject = load_class(technique) if "::" in technique else create_technique(technique)
+    subject = load_class(technique) if "::" in technique.partition("[")[0] else create_technique(technique)
     from gate.testing import check_technique
 
     report = check_technique(subject)
