@@ -118,21 +118,21 @@ def _ledger(kind: PluginKind, *, strangers: bool = True) -> tuple[dict[str, Clai
                 continue
             held[point.name] = Claim(point.name, _load(kind, point), {})
             mine.append(held[point.name].plugin)
-        for further in (_variants, _old_names):
-            for claim in (c for plugin in mine if plugin.cls for c in further(plugin)):
+        for further in (_variants, _old_names) if kind == "technique" else ():
+            for claim in (c for plugin in mine if plugin.cls for c in further(plugin.cls, plugin)):
                 if held.setdefault(claim.name, claim) is not claim:
                     late.append(_late(claim, held[claim.name]))
     return held, tuple(late)
 
 
-def _variants(plugin: Plugin) -> Iterator[Claim]:
-    for name, settings in getattr(plugin.cls, "variants", {}).items():
+def _variants(cls: type[Technique], plugin: Plugin) -> Iterator[Claim]:
+    for name, settings in cls.variants.items():
         yield Claim(name, plugin, dict(settings))
 
 
-def _old_names(plugin: Plugin) -> Iterator[Claim]:
-    for name, now in getattr(plugin.cls, "aliases", {}).items():
-        yield Claim(name, plugin, dict(getattr(plugin.cls, "variants", {}).get(now, {})), now)
+def _old_names(cls: type[Technique], plugin: Plugin) -> Iterator[Claim]:
+    for name, now in cls.aliases.items():
+        yield Claim(name, plugin, dict(cls.variants.get(now, {})), now)
 
 
 def _late(claim: Claim, holder: Claim) -> Plugin:

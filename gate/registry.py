@@ -135,9 +135,8 @@ def _matches(pattern: str) -> list[str]:
         if not found:
             raise unknown_name("technique", pattern, technique_names(), listing="gate list techniques")
         return found
-    return [
-        create_technique(pattern).name
-    ]  # unknown or impossible is refused here; an old name becomes the new one
+    # what is unknown or impossible is refused here, before anything is computed; an old name becomes the new one
+    return [create_technique(pattern).name]
 
 
 def select_plugins(kind: Literal["probe", "metric"], names: Iterable[str]) -> list[Any]:

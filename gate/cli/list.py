@@ -15,6 +15,7 @@ from gate.cli.output import DebugOption, Format, FormatOption, echo_rows
 
 if TYPE_CHECKING:
     from gate.registry import Plugin
+    from gate.technique import Technique
 
     Rows = list[dict[str, Any]]
     Columns = Mapping[str, Callable[[Mapping[str, Any]], str]]
@@ -79,32 +80,32 @@ def _techniques(backbone: str) -> tuple[Rows, Columns]:
         plugin = held[known[heads(name)[0]].cls.name]
         try:
             made = create_technique(name)
-            cost = made.cost
+            rows.append({**_described(made), "in_all": name in in_all, "distribution": plugin.distribution})
         except (
             Exception
-        ) as error:  # a stranger's constructor or cost may raise anything: show it, list the others
+        ) as error:  # a stranger's constructor or facts may raise anything: shown beside the others
             rows.append(_broken(plugin, name, f"{type(error).__name__}: {error}"))
-            continue
-        row = {
-            "name": name,
-            "summary": made.summary,
-            "source": made.source,
-            "needs": sorted(made.needs),
-            "families": sorted(made.families),
-            "control": made.control,
-            "leak": made.leak,
-            "cost": {"calls": cost.total, "per_image": cost.per_image, "per_pass": cost.per_pass},
-            "in_all": name in in_all,
-            "settings": made.settings,
-            "distribution": plugin.distribution,
-        }
-        rows.append(row)
     rows += [_broken(p, p.name, p.error) for p in (*held.values(), *refused("technique")) if p.cls is None]
     return rows, {
         "name": _name,
         "calls": lambda r: f"{r['cost']['calls']:g}" if "cost" in r else "",
         "needs": lambda r: ", ".join(r.get("needs", ())),
         "summary": _summary,
+    }
+
+
+def _described(made: Technique) -> dict[str, Any]:
+    cost = made.cost
+    return {
+        "name": made.name,
+        "summary": made.summary,
+        "source": made.source,
+        "needs": sorted(made.needs),
+        "families": sorted(made.families),
+        "control": made.control,
+        "leak": made.leak,
+        "cost": {"calls": cost.total, "per_image": cost.per_image, "per_pass": cost.per_pass},
+        "settings": made.settings,
     }
 
 
