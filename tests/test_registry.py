@@ -12,6 +12,8 @@ import pytest
 
 import gate.plugins
 import gate.registry
+from gate.cli.doctor import _plugins
+from gate.cli.list import _techniques
 from gate.composition import Composition
 from gate.errors import PluginError, UsageError
 from gate.registry import (
@@ -25,6 +27,7 @@ from gate.registry import (
     select_techniques,
     technique_names,
 )
+from gate.screening.config import ScreenConfig
 
 
 def test_all_own_plugins_load() -> None:
@@ -278,3 +281,17 @@ def test_a_setting_may_hold_what_separates_names() -> None:
     names = select_techniques("prompt[quality='a, b+c? :)'],lora")
     assert names == ["prompt[quality='a, b+c? :)']", "lora"]
     assert create_technique(names[0]).settings["quality"] == "a, b+c? :)"
+    assert ScreenConfig(techniques=",".join(names)).techniques == tuple(names)  # type: ignore[arg-type]
+
+
+def test_the_doctor_names_who_came_too_late(add: Add) -> None:
+    add("gate-other", "prompt")
+    found = {c.name: c for c in _plugins()}
+    assert found["technique prompt"].state == "broken" and "gate-screen" in found["technique prompt"].detail
+    assert found["technique prompt"].todo.endswith("pip uninstall gate-other")
+
+
+def test_facts_that_raise_are_a_row_of_the_listing(add: Add) -> None:
+    add("aaa", "mine", "    needs = 7")
+    rows = {r["name"]: r for r in _techniques("tiny")[0]}
+    assert "TypeError" in rows["mine"]["error"] and "error" not in rows["prompt"]
