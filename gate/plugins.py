@@ -94,14 +94,17 @@ def forget() -> None:
 @functools.cache
 def _points(kind: PluginKind) -> tuple[tuple[EntryPoint, ...], tuple[EntryPoint, ...]]:
     """Entry points of ours and of strangers, in order of claim; one seen twice on the path counts once."""
-    every = {(p.name, p.value): p for p in entry_points(group=GROUPS[kind])}.values()
-    in_order = sorted(every, key=lambda p: (_distribution(p), p.value, p.name))
+    every = {(_distribution(p), p.value, p.name): p for p in entry_points(group=GROUPS[kind])}
+    in_order = [every[key] for key in sorted(every)]
     ours = tuple(p for p in in_order if _distribution(p) == OURS)
     return ours, tuple(p for p in in_order if _distribution(p) != OURS)
 
 
 def _distribution(point: EntryPoint) -> str:
-    return re.sub(r"[-_.]+", "-", point.dist.name).lower() if point.dist else "unknown"
+    try:
+        return re.sub(r"[-_.]+", "-", point.dist.name).lower()  # type: ignore[union-attr]
+    except Exception:  # none, or one whose metadata is damaged: importlib raises this and that
+        return "unknown"
 
 
 @functools.cache
