@@ -51,10 +51,7 @@ def add(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Add]:
     real = gate.plugins.entry_points
 
     def entry_points(group: str) -> list[EntryPoint]:
-        return [
-            *(p for p in strangers if p.group == group),
-            *real(group=group),
-        ]  # strangers first: order is nothing
+        return [*(p for p in strangers if p.group == group), *real(group=group)]  # strangers first: no matter
 
     def install(
         distribution: str | None, name: str, source: str = "", kind: str = "technique", target: str = ""
