@@ -93,7 +93,7 @@ def _technique(name: str) -> dict[str, Any] | None:
         "needs": sorted(made.needs),
         "families": sorted(made.families),
         "cost": {"calls": made.cost.total, "per_image": made.cost.per_image, "per_pass": made.cost.per_pass},
-        "control": made.control,
+        "negative_control": made.negative_control,
         "leak": made.leak,
         "replaces_latent": made.replaces_latent,
         "settings": made.settings,
@@ -160,7 +160,7 @@ def _text(key: str, value: Any) -> str:
     if key == "cost":
         each = f"{value['per_image']:g} once per image + {value['per_pass']:g} per timestep and noise seed"
         return f"{value['calls']:g} (denoiser calls: {each})"
-    if key in ("control", "replaces_latent", "scale_invariant"):
+    if key in ("negative_control", "replaces_latent", "scale_invariant"):
         return "yes" if value else "no"
     if key == "range" and value:
         return f"{value[0]:g} to {value[1]:g}"

@@ -66,7 +66,7 @@ def _name(row: Mapping[str, Any]) -> str:
 def _summary(row: Mapping[str, Any]) -> str:
     if row.get("error"):
         return f"BROKEN ({row['distribution']}): {row['error']}"
-    marks = [m for m, on in (("control", row.get("control")), ("leak", row.get("leak"))) if on]
+    marks = [m for m, on in (("control", row.get("negative_control")), ("leak", row.get("leak"))) if on]
     return row["summary"] + (f" [{', '.join(marks)}]" if marks else "")
 
 
@@ -102,7 +102,7 @@ def _described(made: Technique) -> dict[str, Any]:
         "source": made.source,
         "needs": sorted(made.needs),
         "families": sorted(made.families),
-        "control": made.control,
+        "negative_control": made.negative_control,
         "leak": made.leak,
         "cost": {"calls": cost.total, "per_image": cost.per_image, "per_pass": cost.per_pass},
         "settings": made.settings,

@@ -75,7 +75,7 @@ def test_vanilla_stands_between_gains_and_losses(run: Run) -> None:
         if "+" not in name
     }
     vanilla = next(i for i, line in enumerate(lines) if line.strip().startswith("vanilla "))
-    for row in run.results["ranking"]:
+    for row in run.results.ranking:
         if row["name"] in places:
             assert (places[row["name"]] < vanilla) == (row["score"] >= 0)
 
@@ -83,7 +83,7 @@ def test_vanilla_stands_between_gains_and_losses(run: Run) -> None:
 def test_a_long_name_is_folded_not_cut(tmp_path: Path) -> None:
     run = fabricate(tmp_path / "run", names=("prompt",))
     name = "prompt[quality='high quality, sharp']+noise-ensemble[members=16]+freeu[b1=1.4]"
-    run.results["ranking"][0]["name"] = name
+    run.results.ranking[0].name = name
     text = ranking_text(run.results, width=80)
     assert max(map(len, text.splitlines())) <= 80
     assert "[members=16]" in text.replace("\n", "").replace(" ", "")
@@ -97,9 +97,9 @@ def test_without_probes_the_table_says_so(tmp_path: Path) -> None:
 
 def test_no_winner_and_a_broken_score(tmp_path: Path) -> None:
     run = fabricate(tmp_path / "run", names=("prompt", "freeu"))
-    run.results["winners"] = []
+    run.results.winners = []
     for key in ("score", "ci_low", "ci_high", "suppression", "suppression_low", "suppression_high"):
-        run.results["ranking"][1][key] = None
+        setattr(run.results.ranking[1], key, None)
     assert "Winners: none" in ranking_text(run.results)
     assert ranking_csv(run.results).splitlines()[2].startswith("2,freeu,,,,24,")
     assert ranking_markdown(run.results)
@@ -127,12 +127,12 @@ def test_rank_prints_csv_markdown_and_json(run: Run) -> None:
     rows = list(
         csv.DictReader(io.StringIO(cli.invoke(app, ["rank", str(run.path), "--format", "csv"]).stdout))
     )
-    assert [r["name"] for r in rows] == [r["name"] for r in run.results["ranking"]]
-    assert float(rows[0]["score"]) == run.results["ranking"][0]["score"]
+    assert [r["name"] for r in rows] == [r.name for r in run.results.ranking]
+    assert float(rows[0]["score"]) == run.results.ranking[0].score
     text = cli.invoke(app, ["rank", str(run.path), "--format", "md"]).stdout
     assert "| 1= | `prompt+noise-ensemble` | +25.0* [21.2, 28.8] |" in text
     read = json.loads(cli.invoke(app, ["rank", str(run.path), "--format", "json"]).stdout)
-    assert {k: v for k, v in read.items() if k != "run"} == run.results
+    assert {k: v for k, v in read.items() if k != "run"} == run.results.model_dump(mode="json")
 
 
 def test_rank_of_no_run(tmp_path: Path) -> None:
