@@ -19,7 +19,9 @@ from tests.mutation.trial import Outcome, trial, warm
 ROOT = Path(__file__).parents[2]
 EXPLAINED = Path(__file__).with_name("explained.txt")
 
-MEASURING = ("tests/screening/test_evidence.py",)  # on paper, in seconds; the other tests of measuring take minutes
+MEASURING = (
+    "tests/screening/test_evidence.py",
+)  # on paper, in seconds; the other tests of measuring take minutes
 RANKING = ("tests/ranking/test_rank.py", "tests/ranking/test_measures.py")
 METRICS = "tests/metrics/test_metric_contract.py"
 PROBES = ("tests/probes/test_probes.py", "tests/probes/test_folds_and_figures.py")
@@ -27,6 +29,7 @@ PROBES = ("tests/probes/test_probes.py", "tests/probes/test_folds_and_figures.py
 TESTS: dict[str, tuple[str, ...]] = {
     "gate/ranking/statistics.py": ("tests/ranking/test_statistics.py", *RANKING),
     "gate/ranking/[!_]*.py": RANKING,
+    "gate/measure.py": ("tests/ranking/test_measures.py", "tests/ranking/test_rank.py", PROBES[1]),
     "gate/screening/measure.py": MEASURING,
     "gate/screening/measured.py": MEASURING,
     "gate/screening/results.py": MEASURING,

@@ -7,6 +7,7 @@ notice is left alone: docstrings, annotations, messages of errors, asserts, deco
 from __future__ import annotations
 
 import ast
+import itertools
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,9 +55,13 @@ NAMES = dict(
     )
     for pair in ((a, b), (b, a))
 )
-DROPPED = frozenset({"abs", "sqrt", "square", "flip", "round", "clamp_min", "sort", "sorted", "log", "exp", "swapaxes"})
+DROPPED = frozenset(
+    {"abs", "sqrt", "square", "flip", "round", "clamp_min", "sort", "sorted", "log", "exp", "swapaxes"}
+)
 NUMBERS = frozenset({"Tensor", "Array", "float", "int", "NDArray"})  # of these, a negative is another
-TYPES = frozenset({"Literal", "ClassVar", "NDArray", "Callable", "dict", "list", "tuple", "Mapping", "Sequence"})
+TYPES = frozenset(
+    {"Literal", "ClassVar", "NDArray", "Callable", "dict", "list", "tuple", "Mapping", "Sequence"}
+)
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,9 @@ def explanations(text: str) -> dict[Key, str]:
         after = [line[2:].strip() for line in rest if line.startswith("+ ")]
         reason = " ".join(line.strip() for line in rest if not line.startswith(("- ", "+ ")))
         if not reason or not before or len(before) != len(after):
-            raise ValueError(f"An explanation is a file and function, pairs of - and +, and a reason; got {block!r}")
+            raise ValueError(
+                f"An explanation is a file and function, pairs of - and +, and a reason; got {block!r}"
+            )
         for key in zip([file.strip()] * len(before), before, after):
             reasons[key] = reason
     return reasons
@@ -181,7 +188,9 @@ def _named(file: str, tree: ast.Module, source: _Source, edit: Edit) -> Mutant:
 def _function(tree: ast.AST, line: int) -> str:
     """The classes and functions around a line, outermost first."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.lineno <= line <= (node.end_lineno or 0):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.lineno <= line <= (
+            node.end_lineno or 0
+        ):
             return ".".join(filter(None, (node.name, _function(node, line))))
     return ""
 
@@ -254,7 +263,7 @@ def _unary(node: ast.AST, source: _Source) -> Iterator[Edit]:
 def _boolean(node: ast.AST, source: _Source) -> Iterator[Edit]:
     if isinstance(node, ast.BoolOp):
         symbol, other = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
-        for left, right in zip(node.values, node.values[1:]):
+        for left, right in itertools.pairwise(node.values):
             yield source.between(left, right, symbol, other)
 
 
@@ -277,7 +286,12 @@ def _call(node: ast.AST, source: _Source) -> Iterator[Edit]:
         end = source.end(node.func)
         yield end - len(name), end, NAMES[name]
     if name in DROPPED:
-        if isinstance(node.func, ast.Attribute) and _last_name(node.func.value) not in ("np", "torch", "math", "F"):
+        if isinstance(node.func, ast.Attribute) and _last_name(node.func.value) not in (
+            "np",
+            "torch",
+            "math",
+            "F",
+        ):
             yield source.replace(node, source.text(node.func.value))
         elif len(node.args) == 1:
             yield source.replace(node, f"({source.text(node.args[0])})")
@@ -292,7 +306,7 @@ def _tuple(node: ast.AST, source: _Source) -> Iterator[Edit]:
 
 def _swaps(nodes: Sequence[ast.AST], source: _Source) -> Iterator[Edit]:
     """Neighbours of one kind, in each other's place."""
-    for a, b in zip(nodes, nodes[1:]):
+    for a, b in itertools.pairwise(nodes):
         if type(a) is type(b) and ast.dump(a) != ast.dump(b) and not isinstance(a, ast.Starred):
             middle = source.data[source.end(a) : source.start(b)].decode()
             yield source.start(a), source.end(b), source.text(b) + middle + source.text(a)
