@@ -1,7 +1,8 @@
 """`python -m tests.mutation`: do the tests notice when the arithmetic is wrong?
 
 Draws mutants of ranking, statistics, measuring, metrics and probes, and runs the tests of each one's file against it.
-Fails when a mutant survives that tests/mutation/explained.txt does not account for. Minutes long: not part of the suite.
+Fails when a mutant survives that tests/mutation/explained.txt does not account for. It takes minutes: no part of the
+suite.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ EXPLAINED = Path(__file__).with_name("explained.txt")
 MEASURING = (
     "tests/screening/test_evidence.py",
 )  # on paper, in seconds; the other tests of measuring take minutes
-RANKING = ("tests/ranking/test_rank.py", "tests/ranking/test_measures.py")
+RANKING = ("tests/ranking/test_measures.py", "tests/ranking/test_notes.py", "tests/ranking/test_rank.py")
 METRICS = "tests/metrics/test_metric_contract.py"
 PROBES = ("tests/probes/test_probes.py", "tests/probes/test_folds_and_figures.py")
 # Patterns of mutated files, and the tests that ought to notice, nearest first.
 TESTS: dict[str, tuple[str, ...]] = {
     "gate/ranking/statistics.py": ("tests/ranking/test_statistics.py", *RANKING),
     "gate/ranking/[!_]*.py": RANKING,
-    "gate/measure.py": ("tests/ranking/test_measures.py", "tests/ranking/test_rank.py", PROBES[1]),
+    "gate/measure.py": ("tests/ranking/test_measures.py", PROBES[1], "tests/ranking/test_rank.py"),
     "gate/screening/measure.py": MEASURING,
     "gate/screening/measured.py": MEASURING,
     "gate/screening/results.py": MEASURING,
@@ -38,7 +39,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "gate/metrics/eps.py": ("tests/metrics/test_eps.py", METRICS),
     "gate/metrics/image.py": ("tests/metrics/test_image.py", METRICS),
     "probes/[!_]*.py": PROBES,
-    "gate/passes.py": (*MEASURING, "tests/test_calls.py"),
+    "gate/passes.py": ("tests/test_passes.py", *MEASURING, "tests/test_calls.py"),
 }
 
 
