@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from gate.passes import Plan, reconstruct, stream
+from gate.calls import counted
+from gate.passes import Plan, reconstruct, single_pass, stream
+from gate.request import Request, Response
 from gate.technique import Technique
 from tests.closed_form import UNIT, ClosedForm, flat_samples, known_noise
 
@@ -62,3 +64,43 @@ def test_the_last_step_of_a_reconstruction_by_hand(strength: float, red: float) 
     assert image is not None
 
     torch.testing.assert_close(image[:, 0], torch.full((2, 2, 2), red * UNIT), rtol=1e-5, atol=1e-6)
+
+
+class Shifted(Technique):
+    """Starts one above the latent that it is given, and asks three times: twice the same, once without features."""
+
+    name, summary = "shifted", "shifted"
+
+    def start(self, request: Request) -> Request:
+        return request.with_(x_t=request.x_t + 1)
+
+    def denoise(self, request: Request, call_next: Any) -> Response:
+        first, second = call_next(request), call_next(request)
+        bare = call_next(request.with_(features=False))
+        assert set(first.features) == set(second.features) == {"sum"} and not bare.features
+        return first.with_(prediction=first.prediction + second.prediction + bare.prediction)
+
+
+def test_only_noised_passes_start_elsewhere_and_only_the_others_answer_once() -> None:
+    batch = plan().batch(slice(0, 4))
+    noised, clean = batch.request(1, 0), batch.clean_request()
+    for request, red, calls in (
+        (noised, 3 * (1.4 + 1) / 2, 3),
+        (clean, 3 * 1 / 2, 2),
+        (noised.with_(origin="sampled"), 3 * 1.4 / 2, 2),
+    ):
+        with counted(batch.backbone) as count:
+            response = single_pass(Shifted(), request, ("sum",))
+        torch.testing.assert_close(response.prediction[:, 0], torch.full((4, 2, 2), red))
+        assert count.rows == 4 * calls
+
+
+def test_an_answer_that_is_known_is_taken_for_that_very_request() -> None:
+    batch = plan().batch(slice(0, 4))
+    clean, other = batch.clean_request(), batch.clean_request()
+    answer = single_pass(Technique(), clean, ("sum",))
+    with counted(batch.backbone) as count:
+        assert single_pass(Technique(), clean, ("sum",), known=[(clean, answer)]) is answer
+        assert count.rows == 0
+        assert single_pass(Technique(), other, ("sum",), known=[(clean, answer)]) is not answer
+    assert count.rows == 4

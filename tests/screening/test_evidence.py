@@ -271,6 +271,36 @@ def test_tallies_of_neighbouring_slices_join_to_the_whole(bench: Bench) -> None:
         _same(whole, joined)
 
 
+def test_progress_counts_noised_rows_for_every_seed(bench: Bench) -> None:
+    class Still(Technique):
+        name, summary, seedless = "still", "still", True
+
+    for technique, ticks in ((Technique(), [8, 8, 4, 4]), (Still(), [16, 8])):
+        told: list[int] = []
+        measure(bench, technique, told.append, batch_size=8)
+        assert told == ticks  # two seeds, or one that stands for both, of 12 samples: 24 in all
+
+
+class Pair(Squared):
+    """Two columns."""
+
+    name, columns_each = "pair", 2
+
+    def shift(self, features: Any, reference: Any) -> Any:
+        found = super().shift(features, reference)
+        return torch.stack([found, 2 * found], dim=-1)
+
+    def error_of_sums(self, sums: Any, n: Any) -> Any:
+        return sums[..., 0] / sums[..., 1]
+
+
+def test_columns_of_a_metric_are_the_last_axis() -> None:
+    config = make_config({"timesteps": (1,), "seeds": 2, "layers": ("sum",), "image_samples": 0, "folds": 2})
+    found = measure(prepare(ClosedForm(), flat_samples(), config, [Pair()], []), Technique())
+    assert found.shift["pair"].shape == (1, 2, 1, 12, 2)
+    np.testing.assert_allclose(found.shift["pair"][0, :, 0, 0], [[0.26, 0.52], [2.9, 5.8]], rtol=1e-5)
+
+
 def _same(a: Measured, b: Measured) -> None:
     for name in ("shift", "prediction", "counts", "image"):
         ours, theirs = getattr(a, name), getattr(b, name)
