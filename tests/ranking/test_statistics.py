@@ -101,6 +101,7 @@ def test_swap_p_agrees_with_scipy_and_is_never_zero():
     assert swap_p(mean_swapped, 40, permutations=20_000, seed=0) == pytest.approx(expected, abs=0.01)
     sure = swap_p(lambda s: np.where(s, -1.0, 1.0).mean(-1), 40, permutations=999, seed=0)
     assert sure == 1 / 1000
+    assert swap_p(lambda s: np.where(s, -1.0, 1.0).mean(-1), 40, seed=0) == 1 / 2001
     assert swap_p(lambda s: np.zeros(s.shape[:-1]), 40, permutations=100, seed=0) == 1.0
     assert math.isnan(swap_p(lambda s: np.full(s.shape[:-1], np.nan), 40, permutations=100, seed=0))
 
