@@ -87,7 +87,7 @@ def test_it_keeps_the_contract_and_so_does_the_guide_s(installed: Path, tmp_path
     text = GUIDE.read_text(encoding="utf-8")
     (tmp_path / "told_timestep.py").write_text(text.split("```python\n")[1].split("```")[0], encoding="utf-8")
     code = (
-        "from gate.registry import load_class; from gate.testing import check_technique\n"
+        "from gate.testing import check_technique, load_class\n"
         "told = load_class('told_timestep.py::ToldTimestep')\n"
         "for technique in ('latent-flip', told):\n"
         "    check_technique(technique).raise_for_failures()\n"

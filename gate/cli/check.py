@@ -1,30 +1,32 @@
-"""`gate check NAME|path.py::Class`: does a technique keep the contract?"""
+"""`gate check NAME|path.py::Class`: does a technique, a metric or a probe keep its contract?"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gate.cli.output import DebugOption, Format, FormatOption, echo_rows
 
+if TYPE_CHECKING:
+    from gate.testing import CheckReport
+
 
 def check(
-    technique: Annotated[
-        str, typer.Argument(metavar="NAME|PATH.py::CLASS", help="A technique by name, or a class in a file.")
+    plugin: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|PATH.py::CLASS", help="A technique, metric or probe by name, or a class in a file."
+        ),
     ],
     format: FormatOption = Format.table,
     debug: DebugOption = False,
 ) -> None:
-    """Test a technique against the contract on the embedded backbone; exit with 3 where it breaks it."""
+    """Test a technique, metric or probe against its contract; exit with 3 where it breaks it."""
     from gate.errors import ConfigurationError
-    from gate.registry import create_technique, load_class
 
-    subject = load_class(technique) if "::" in technique else create_technique(technique)
-    from gate.testing import check_technique
-
-    report = check_technique(subject)
+    report = _report(plugin)
     rows = [{"name": f.invariant, "ok": f.ok, "detail": f.detail} for f in report.findings]
     columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "invariant": lambda r: r["name"],
@@ -34,4 +36,26 @@ def check(
     echo_rows(rows, columns, format)
     if not report.ok:
         broken = "; ".join(f.invariant for f in report.failures)
-        raise ConfigurationError(f"{report.technique} breaks the contract: {broken}.")
+        raise ConfigurationError(f"{report.subject} breaks the contract: {broken}.")
+
+
+def _report(name: str) -> CheckReport:
+    from gate import testing
+    from gate.metric import Metric
+    from gate.probe import Probe
+    from gate.registry import create_technique, plugin
+
+    subject: Any = name
+    if "::" in name:
+        subject = testing.load_class(name)
+    elif plugin("metric", name):
+        return testing.check_metric(name)
+    elif plugin("probe", name):
+        return testing.check_probe(name)
+    else:
+        subject = create_technique(name)
+    if isinstance(subject, type) and issubclass(subject, Metric):
+        return testing.check_metric(subject)
+    if isinstance(subject, type) and issubclass(subject, Probe):
+        return testing.check_probe(subject)
+    return testing.check_technique(subject)

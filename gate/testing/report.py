@@ -1,0 +1,66 @@
+"""What a check of a plug-in says: invariants, whether they hold, and what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from gate.errors import PluginError
+
+Check = Callable[[], str]  # returns what was seen; raises Broken where the invariant does not hold
+
+
+class Finding(NamedTuple):
+    """One invariant, whether it holds, and what was seen."""
+
+    invariant: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check found, in order. subject: the plug-in's name."""
+
+    subject: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def failures(self) -> tuple[Finding, ...]:
+        return tuple(f for f in self.findings if not f.ok)
+
+    @property
+    def ok(self) -> bool:
+        return not self.failures
+
+    def raise_for_failures(self) -> None:
+        """Raise PluginError that names every broken invariant, where there is one."""
+        if not self.ok:
+            broken = "; ".join(f"{f.invariant}: {f.detail}" for f in self.failures)
+            raise PluginError(f"{self.subject} breaks its contract: {broken}")
+
+    def __str__(self) -> str:
+        return "\n".join(f"{'ok  ' if f.ok else 'FAIL'}  {f.invariant}: {f.detail}" for f in self.findings)
+
+
+class Broken(Exception):
+    """An invariant does not hold; the text says how."""
+
+
+def report(subject: str, checks: Sequence[tuple[str, Check]]) -> CheckReport:
+    """Every check in turn; what a plug-in raises is a finding as well."""
+    return CheckReport(subject, tuple(_find(invariant, check) for invariant, check in checks))
+
+
+def said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _find(invariant: str, check: Check) -> Finding:
+    try:
+        return Finding(invariant, True, check())
+    except Broken as error:
+        return Finding(invariant, False, str(error))
+    except Exception as error:  # a stranger's code may raise anything, and that is what is being checked
+        return Finding(invariant, False, said(error))
