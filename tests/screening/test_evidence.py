@@ -392,6 +392,13 @@ def test_columns_of_a_metric_are_the_last_axis() -> None:
     np.testing.assert_allclose(found.shift["pair"][0, :, 0, 0], [[0.26, 0.52], [2.9, 5.8]], rtol=1e-5)
 
 
+def test_sums_over_seeds_have_room_and_scales_are_geometric_means() -> None:
+    for most, room in ((16000, np.int16), (17000, np.int32)):  # twice 16383 is the last that fits
+        assert results_module._room(np.full((1, 2, 3, 2, 2), most, np.int16)) is room
+    loud, plain = (Measured(scale=np.array(s, np.float32)) for s in ([4.0, 8.0], [2.0, 1.0]))
+    assert results_module._scale(loud, plain) == near(4)  # of 2 and 8
+
+
 def _same(a: Measured, b: Measured) -> None:
     for name in ("shift", "prediction", "counts", "image"):
         ours, theirs = getattr(a, name), getattr(b, name)
