@@ -31,6 +31,7 @@ def test_kendall_by_hand_and_where_it_says_nothing() -> None:
     assert math.isnan(kendall([1, 2, 3], [1, 2, 3]))
     assert math.isnan(kendall([1, 1, 1, 1], [1, 2, 3, 4])) and math.isnan(kendall([1, 2, 3, 4], [1, 1, 1, 1]))
     assert math.isfinite(kendall([1, 1, 1, 2], [1, 2, 3, 4]))
+    assert math.isfinite(kendall([1, 2, 3, 4], [1, 1, 1, 2]))
 
 
 def test_opposed_takes_the_widest_of_the_smaller_gaps() -> None:
@@ -83,11 +84,11 @@ def test_without_a_number_a_technique_is_left_out_of_the_comparison_of_orders() 
 def test_a_gap_between_intervals_outranks_a_low_tau_and_four_are_shown() -> None:
     order = [1.0, 2.0, 3.0, 4.0]
     clear = [
-        entry("t0", a=near(0, 0.1), b=near(2, 0.1), c=near(5, 0.1)),
+        entry("t0", a=near(0, 0.1), b=near(0.5, 0.1), c=near(5, 0.1)),
         entry("t1", a=near(1, 0.1), b=near(0, 0.1), c=near(0, 0.1)),
     ]
-    # the smaller gap of a and b is 1 - 0.2 = 0.8, and so is that of a and c; b and c agree
-    first, second = disagreements(clear)
+    # a and b: the smaller gap is 0.5 - 0.2 = 0.3; a and c: 1 - 0.2 = 0.8; b and c agree
+    second, first = disagreements(clear)
     assert first == "'a' puts 't1' above 't0' and 'b' the reverse, by intervals that do not overlap."
     assert "'a' puts 't1' above 't0' and 'c' the reverse" in second
     both = disagreements(

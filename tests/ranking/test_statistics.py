@@ -75,6 +75,8 @@ def test_degenerate_statistics_get_an_explicit_interval_and_no_warning():
         assert paired_bca(lambda i: np.zeros(i.shape[:-1]), 10, seed=0) == Interval(0.0, 0.0, 0.0, 10)
         half = paired_bca(lambda i: 0.5 * np.ones(i.shape[:-1]), 10, seed=0)
         assert (half.low, half.value, half.high) == (0.5, 0.5, 0.5)
+        dust = paired_bca(lambda i: 1e-14 * i.mean(-1), 10, seed=0)
+        assert dust.low == dust.value == dust.high
         nan = paired_bca(lambda i: np.full(i.shape[:-1], np.nan), 10, seed=0)
         assert math.isnan(nan.value) and math.isnan(nan.low) and math.isnan(nan.high)
         one = paired_bca(lambda i: (i + 2.0).mean(-1), 1, seed=0)

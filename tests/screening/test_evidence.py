@@ -387,9 +387,29 @@ class Pair(Squared):
 
 def test_columns_of_a_metric_are_the_last_axis() -> None:
     config = make_config({"timesteps": (1,), "seeds": 2, "layers": ("sum",), "image_samples": 0, "folds": 2})
-    found = measure(prepare(ClosedForm(), flat_samples(), config, [Pair()], []), Technique())
+    bench = prepare(ClosedForm(), flat_samples(), config, [Pair()], [])
+    found = measure(bench, Technique())
     assert found.shift["pair"].shape == (1, 2, 1, 12, 2)
     np.testing.assert_allclose(found.shift["pair"][0, :, 0, 0], [[0.26, 0.52], [2.9, 5.8]], rtol=1e-5)
+    pair = results_module._evidence(bench, found).shifts["pair"]  # over seeds, a cell for the one layer
+    assert pair.shape == (12, 1, 2)
+    np.testing.assert_allclose(pair[0], [[1.58, 3.16]], rtol=1e-5)
+
+
+class SetOfSigns(Sign):
+    """A statistic of the set, by a formula that does not matter here."""
+
+    name = "set-of-signs"
+
+    def error_of_set(self, columns: Any, multiplicities: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_each_seed_is_a_cell_of_a_statistic_of_the_set() -> None:
+    values = np.arange(48).reshape(2, 3, 4, 2)  # (t, s, n, columns)
+    cells = results_module._over_seeds(SetOfSigns(), values)
+    assert cells.shape == (4, 6, 2)
+    assert np.array_equal(cells[1, 4], values[1, 1, 1])
 
 
 def test_sums_over_seeds_have_room_and_scales_are_geometric_means() -> None:
