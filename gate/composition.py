@@ -43,7 +43,7 @@ class Composition(Technique):
         facts["needs"] = frozenset().union(*(p.needs for p in self.parts))
         facts["families"] = common_families([p.families for p in self.parts])
         facts["leak"] = "; ".join(p.leak for p in self.parts if p.leak)
-        facts["control"] = any(p.control for p in self.parts)
+        facts["negative_control"] = any(p.negative_control for p in self.parts)
         facts["replaces_latent"] = bool(replacing)
         facts["seedless"] = any(p.seedless for p in self.parts)
 

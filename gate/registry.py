@@ -2,91 +2,80 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import fnmatch
 import functools
-import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
 from gate.composition import Composition
-from gate.errors import GateError, PluginError, UsageError, unknown_name
+from gate.errors import PluginError, UsageError, unknown_name
+from gate.names import has_wildcard, heads, parse_name, split_names, split_parts
+from gate.plugins import GROUPS, Plugin, PluginKind, claims, find_claim, plugins, refused
 from gate.technique import Technique
 
-Kind = Literal["technique", "probe", "metric"]
-GROUPS: dict[Kind, str] = {"technique": "gate.techniques", "probe": "gate.probes", "metric": "gate.metrics"}
-
-
-@dataclass(frozen=True)
-class Plugin:
-    """An entry point and what came of loading it. distribution: who ships it; error: why it is broken, "" if not."""
-
-    name: str
-    kind: Kind
-    target: str
-    distribution: str
-    cls: type[Any] | None
-    error: str = ""
-
-
-@functools.cache
-def plugins(kind: Kind) -> dict[str, Plugin]:
-    """Every plug-in of a kind by name, in order of name."""
-    found: dict[str, Plugin] = {}
-    for point in sorted(entry_points(group=GROUPS[kind]), key=lambda p: (p.name, p.value)):
-        if point.name in found and found[point.name].target == point.value:
-            continue  # the same distribution seen twice on the path
-        plugin = _load(kind, point)
-        if point.name in found:
-            both = f"{found[point.name].target} and {point.value} both claim the name {point.name!r}"
-            plugin = Plugin(
-                point.name, kind, point.value, plugin.distribution, None, f"{both}; uninstall one"
-            )
-        found[point.name] = plugin
-    return found
-
-
-def _load(kind: Kind, point: EntryPoint) -> Plugin:
-    distribution = point.dist.name if point.dist else "unknown"
-    try:
-        cls = point.load()
-        name = getattr(cls, "name", "")
-        if not isinstance(cls, type) or not name:
-            raise TypeError(f"{point.value} is not a {kind} class with a name")
-        if kind == "technique" and not issubclass(cls, Technique):
-            raise TypeError(f"{point.value} does not derive from gate.Technique")
-        if name != point.name:
-            raise TypeError(f"{point.value} calls itself {name!r} but is registered as {point.name!r}")
-    except (
-        Exception
-    ) as error:  # whatever a stranger's module raises: it is shown in `gate list`, and refused on use
-        return Plugin(point.name, kind, point.value, distribution, None, f"{type(error).__name__}: {error}")
-    return Plugin(point.name, kind, point.value, distribution, cls)
+__all__ = [
+    "GROUPS",
+    "Plugin",
+    "PluginKind",
+    "TechniqueName",
+    "create_technique",
+    "everything",
+    "find_technique",
+    "list_techniques",
+    "plugins",
+    "refused",
+    "select_plugins",
+    "select_techniques",
+    "technique_names",
+    "with_settings",
+]
 
 
 @dataclass(frozen=True)
 class TechniqueName:
-    """A name that can be screened: the class behind it and the settings that make it."""
+    """A name that can be screened: the class behind it and the settings that make it. name: an old one is replaced."""
 
     name: str
     cls: type[Technique]
     settings: dict[str, Any]
 
 
-@functools.cache
 def technique_names() -> dict[str, TechniqueName]:
-    """Every technique and variant that loads, by name."""
+    """Every technique and variant that loads, by name; old names are left out."""
     names: dict[str, TechniqueName] = {}
+    known = claims("technique")
     for plugin in plugins("technique").values():
         if plugin.cls is None:
             continue
-        names[plugin.name] = TechniqueName(plugin.name, plugin.cls, {})
-        for variant, settings in plugin.cls.variants.items():
-            names.setdefault(variant, TechniqueName(variant, plugin.cls, dict(settings)))
+        for name in (plugin.name, *plugin.cls.variants):
+            if name in known and known[name].plugin is plugin:
+                names[name] = TechniqueName(name, plugin.cls, dict(known[name].settings))
     return names
+
+
+def find_technique(head: str) -> TechniqueName:
+    """What a name without brackets stands for; an old name leads to the new one, with a warning on stderr.
+
+    Raises PluginError where it is broken, UsageError where nobody has it.
+    """
+    claim = find_claim("technique", head)
+    if claim is None:
+        raise unknown_name("technique", head, technique_names(), listing="gate list techniques")
+    plugin = claim.plugin
+    if plugin.cls is None:
+        raise PluginError(f"Technique {head!r} of {plugin.distribution} is broken: {plugin.error}")
+    if claim.now:
+        _say_renamed(head, claim.now)
+    return TechniqueName(claim.now or head, plugin.cls, dict(claim.settings))
+
+
+@functools.cache
+def _say_renamed(old: str, now: str) -> None:
+    """Once a process, however often the name is looked up."""
+    print(f"gate: technique {old!r} is called {now!r} now; the old name still works.", file=sys.stderr)
 
 
 def everything() -> tuple[str, ...]:
@@ -94,7 +83,7 @@ def everything() -> tuple[str, ...]:
     names = technique_names()
     single = [n for n, t in names.items() if t.settings or t.cls.listed]
     composed = dict.fromkeys(c for t in names.values() for c in t.cls.compositions)
-    return tuple(single) + tuple(c for c in composed if all(_head(p) in names for p in _split(c, "+")))
+    return tuple(single) + tuple(c for c in composed if all(h in names for h in heads(c)))
 
 
 def list_techniques(pattern: str = "*") -> list[str]:
@@ -105,29 +94,22 @@ def list_techniques(pattern: str = "*") -> list[str]:
 
 def create_technique(name: str, **settings: Any) -> Technique:
     """A technique by name: `prompt`, `guidance-cfg`, `freeu[b1=1.2,s1=0.9]`, `prompt+noise-ensemble`."""
-    parts = _split(name, "+")
+    parts = split_parts(name)
     if len(parts) > 1:
         if settings:
             raise UsageError(
                 f"Settings of {name} belong in brackets, as in {parts[0]}[setting=value]+{parts[1]}."
             )
         return Composition(parts=tuple(create_technique(p) for p in parts))
-    head, given = _parse(name)
-    known = technique_names()
-    if head not in known:
-        broken = plugins("technique").get(head)
-        if broken is not None:
-            raise PluginError(f"Technique {head!r} of {broken.distribution} is broken: {broken.error}")
-        raise unknown_name("technique", head, known, listing="gate list techniques")
-    entry = known[head]
-    merged = {**entry.settings, **given, **settings}
-    shown = head if not given else name
-    return with_settings(entry.cls, shown, merged)
+    head, given = parse_name(name)
+    entry = find_technique(head)
+    shown = entry.name if not given else entry.name + name.strip()[len(head) :]
+    return with_settings(entry.cls, shown, {**entry.settings, **given, **settings})
 
 
 def select_techniques(text: str | Iterable[str]) -> list[str]:
     """Names for `all`, wildcards, lists and exclusions: "all,!freeu", "guidance-*,prompt+freeu". Order is kept."""
-    items = _split(text, ",") if isinstance(text, str) else [i for t in text for i in _split(t, ",")]
+    items = [name for t in ([text] if isinstance(text, str) else text) for name in split_names(t)]
     chosen: dict[str, None] = {}
     if items and all(i.startswith("!") for i in items):
         items = ["all", *items]
@@ -147,98 +129,29 @@ def select_techniques(text: str | Iterable[str]) -> list[str]:
 def _matches(pattern: str) -> list[str]:
     if pattern == "all":
         return list(everything())
-    if any(c in pattern for c in "*?"):
+    if has_wildcard(pattern):
         found = list_techniques(pattern)
         if not found:
             raise unknown_name("technique", pattern, technique_names(), listing="gate list techniques")
         return found
-    create_technique(pattern)  # an unknown or impossible name is refused here, before anything is computed
-    return [pattern]
+    # what is unknown or impossible is refused here, before anything is computed; an old name becomes the new one
+    return [create_technique(pattern).name]
 
 
 def select_plugins(kind: Literal["probe", "metric"], names: Iterable[str]) -> list[Any]:
     """Instances of the named probes or metrics, in the order given; "all" is every one that loads."""
-    known = plugins(kind)
     wanted = list(names)
     if wanted == ["all"]:
-        wanted = [n for n, p in known.items() if p.cls is not None]
+        wanted = [n for n, p in plugins(kind).items() if p.cls is not None]
     chosen = []
     for name in wanted:
-        if name not in known:
-            raise unknown_name(kind, name, known, listing=f"gate list {kind}s")
-        cls = known[name].cls
-        if cls is None:
-            raise PluginError(f"{kind.capitalize()} {name!r} is broken: {known[name].error}")
-        chosen.append(cls())
+        claim = find_claim(kind, name)
+        if claim is None:
+            raise unknown_name(kind, name, plugins(kind), listing=f"gate list {kind}s")
+        if claim.plugin.cls is None:
+            raise PluginError(f"{kind.capitalize()} {name!r} is broken: {claim.plugin.error}")
+        chosen.append(claim.plugin.cls())
     return chosen
-
-
-def _split(text: str, separator: str) -> list[str]:
-    """Split outside brackets, dropping what is empty."""
-    parts, depth, current = [], 0, ""
-    for c in text:
-        depth += (c in "[(") - (c in "])")
-        if c == separator and depth == 0:
-            parts.append(current)
-            current = ""
-        else:
-            current += c
-    return [p.strip() for p in (*parts, current) if p.strip()]
-
-
-def split_names(text: str) -> list[str]:
-    """The names of a comma-separated list; commas inside brackets belong to a name."""
-    return _split(text, ",")
-
-
-def _head(name: str) -> str:
-    return name.partition("[")[0]
-
-
-def _parse(name: str) -> tuple[str, dict[str, Any]]:
-    match = re.fullmatch(r"([^\[\]]+)(?:\[(.*)\])?", name)
-    if match is None:
-        raise UsageError(
-            f"Technique {name!r} does not read; write NAME or NAME[setting=value,setting=value]."
-        )
-    settings: dict[str, Any] = {}
-    for item in _split(match[2] or "", ","):
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise UsageError(f"Setting {item!r} of {match[1]} needs a value: {match[1]}[{item}=VALUE].")
-        try:
-            settings[key.strip()] = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
-            settings[key.strip()] = value.strip()
-    return match[1].strip(), settings
-
-
-def load_class(reference: str) -> type[Technique]:
-    """A technique class from `path/to/file.py::Class`, for `gate check`."""
-    import importlib.util
-    from pathlib import Path
-
-    path, _, name = reference.partition("::")
-    file = Path(path)
-    if not file.is_file() or not name:
-        raise UsageError(f"{reference!r} names no class; write path/to/file.py::ClassName.")
-    spec = importlib.util.spec_from_file_location(f"gate_checked_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is not a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-        cls = getattr(module, name)
-    except GateError:
-        raise
-    except Exception as error:  # a stranger's module may raise anything; the user needs to know what
-        raise PluginError(f"{reference} could not be imported: {type(error).__name__}: {error}") from error
-    if not isinstance(cls, type) or not issubclass(cls, Technique):
-        raise PluginError(f"{reference} does not derive from gate.Technique.")
-    return cls
 
 
 def with_settings(cls: type[Technique], name: str, settings: Mapping[str, Any]) -> Technique:

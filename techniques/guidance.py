@@ -74,7 +74,7 @@ class Guidance(Technique):
         vars(self).update(
             summary=f"Reach t by one step of {facts.title} from a larger timestep.",
             source=facts.source,
-            control=self.guider == "cfg",
+            negative_control=self.guider == "cfg",
             needs=frozenset({"captions"} if self.prompt == "caption" else ()),
             families=frozenset({"text"} if facts.weakness == "prompt" else {"unet"}),
         )

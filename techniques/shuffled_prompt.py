@@ -28,7 +28,7 @@ class ShuffledPrompt(Prompt):
     name = "shuffled-prompt"
     summary = "Denoise under another sample's caption: a negative control."
     source = "ours"
-    control = True
+    negative_control = True
     compositions = ()
 
     seed: int = 0

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gate.runs.directory import Run, open_run, write_arrays, write_json
+from gate.runs.schema import SCHEMA_VERSION
 from gate.screening.config import ScreenConfig
 
 NAMES = {  # name -> (suppression, probe gain, calls per pass, control, leak)
@@ -114,10 +115,10 @@ def _results(
         row["rank"] = rank
     for row in rows:
         row["tied_with"] = [r["name"] for r in rows if r["rank"] == row["rank"] and r is not row]
-    winners = [r["name"] for r in rows if r["verdict"] == "better" and not r["control"]][:3]
+    winners = [r["name"] for r in rows if r["verdict"] == "better" and not r["negative_control"]][:3]
     used = [m for m in metrics if m.endswith("@own") and m != "laplacian@own"] or list(metrics)
     return {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "gate_version": "0.1.0",
         "created": "2025-01-01T00:00:00+0000",
         "config": ScreenConfig().model_dump(),
@@ -129,6 +130,7 @@ def _results(
             "sample": [f"{i:016x}" for i in range(n)],
             "timestep": list(timesteps),
             "alpha_bar": [0.9, 0.5],
+            "sigma": [0.3162, 0.7071],
             "seed": list(seeds),
             "layer": list(layers),
             "image_sample": [f"{i:016x}" for i in range(images)],
@@ -190,7 +192,7 @@ def _row(name: str, probes: bool, images: int, n: int, metrics: tuple[str, ...])
             "fit_seconds": 0.0,
         },
         "tied_with": [],
-        "control": control,
+        "negative_control": control,
         "leak": leak,
         "settings": {},
         "source": "",

@@ -12,11 +12,12 @@ from gate.registry import (
     create_technique,
     everything,
     list_techniques,
-    load_class,
     plugins,
     select_plugins,
     select_techniques,
 )
+from gate.screening.config import ScreenConfig
+from gate.testing import load_class
 
 
 def test_all_own_plugins_load() -> None:
@@ -77,3 +78,10 @@ def test_a_class_from_a_file(tmp_path: Path) -> None:
         load_class(f"{file}::Yours")
     with pytest.raises(UsageError, match=r"path/to/file\.py::ClassName"):
         load_class(str(file))
+
+
+def test_a_setting_may_hold_what_separates_names() -> None:
+    names = select_techniques("prompt[quality='a, b+c? :)'],lora")
+    assert names == ["prompt[quality='a, b+c? :)']", "lora"]
+    assert create_technique(names[0]).settings["quality"] == "a, b+c? :)"
+    assert ScreenConfig(techniques=",".join(names)).techniques == tuple(names)  # type: ignore[arg-type]

@@ -50,7 +50,7 @@ class Starter(Technique):
     source = "two"
     replaces_latent = True
     leak = "none really"
-    control = True
+    negative_control = True
 
     @property
     def cost(self) -> Cost:
@@ -114,7 +114,7 @@ def test_calls_multiply_and_starts_add_up() -> None:
 def test_a_composition_states_the_facts_of_its_parts() -> None:
     both = Composition(parts=(Twice(), Starter()))
     assert (both.name, both.summary) == ("twice+starter", "Call twice and Start at zero.")
-    assert (both.source, both.leak, both.control, both.replaces_latent) == (
+    assert (both.source, both.leak, both.negative_control, both.replaces_latent) == (
         "one; two",
         "none really",
         True,

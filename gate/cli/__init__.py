@@ -17,6 +17,7 @@ from gate.cli.list import list_
 from gate.cli.plot import plot
 from gate.cli.rank import rank
 from gate.cli.resume import resume
+from gate.cli.schema import schema
 from gate.cli.screen import screen
 
 __all__ = ["app", "main"]
@@ -61,6 +62,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "check": check,
     "fit": fit,
     "download": download,
+    "schema": schema,
     "doctor": doctor,
 }
 _SHORT = {
@@ -73,6 +75,7 @@ _SHORT = {
     "check": "Test a technique against the contract.",
     "fit": "Fit a LoRA or a ControlNet to your images.",
     "download": "Fetch a model into the hub's cache.",
+    "schema": "Print the JSON Schema of results.json.",
     "doctor": "Look at this installation, and say what to do.",
 }
 for _name, _command in _COMMANDS.items():

@@ -42,15 +42,16 @@ def check(
 def _report(name: str) -> CheckReport:
     from gate import testing
     from gate.metric import Metric
+    from gate.plugins import find_claim
     from gate.probe import Probe
-    from gate.registry import create_technique, plugin
+    from gate.registry import create_technique
 
     subject: Any = name
-    if "::" in name:
+    if "::" in name.partition("[")[0]:
         subject = testing.load_class(name)
-    elif plugin("metric", name):
+    elif find_claim("metric", name):
         return testing.check_metric(name)
-    elif plugin("probe", name):
+    elif find_claim("probe", name):
         return testing.check_probe(name)
     else:
         subject = create_technique(name)

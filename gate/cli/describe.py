@@ -11,7 +11,7 @@ import typer
 from gate.cli.output import DebugOption, Format, FormatOption, terminal, to_json
 
 if TYPE_CHECKING:
-    from gate.registry import Kind
+    from gate.registry import PluginKind
 
 
 _FACTS = (
@@ -48,14 +48,15 @@ def describe(
         _show(facts, format)
 
 
-def _facts(kind: Kind, name: str) -> dict[str, Any] | None:
-    from gate.registry import plugins
+def _facts(kind: PluginKind, name: str) -> dict[str, Any] | None:
+    from gate.plugins import find_claim
 
     if kind == "technique":
         return _technique(name)
-    plugin = plugins(kind).get(name)
-    if plugin is None:
+    claim = find_claim(kind, name)
+    if claim is None:
         return None
+    plugin = claim.plugin
     head = {"kind": kind, "name": name}
     tail = {"distribution": plugin.distribution, "target": plugin.target}
     if plugin.cls is None:
@@ -66,20 +67,23 @@ def _facts(kind: Kind, name: str) -> dict[str, Any] | None:
 
 def _technique(name: str) -> dict[str, Any] | None:
     from gate.composition import Composition
-    from gate.registry import create_technique, plugins, technique_names
+    from gate.names import heads
+    from gate.plugins import find_claim
+    from gate.registry import create_technique
 
-    head = name.partition("[")[0].partition("+")[0].strip()
-    broken = plugins("technique").get(head)
-    if broken is not None and broken.cls is None:
+    head = heads(name)[0]
+    claim = find_claim("technique", head)
+    if claim is None:
+        return None
+    plugin = claim.plugin
+    if plugin.cls is None:
         return {
             "kind": "technique",
             "name": head,
-            "error": broken.error,
-            "distribution": broken.distribution,
-            "target": broken.target,
+            "error": plugin.error,
+            "distribution": plugin.distribution,
+            "target": plugin.target,
         }
-    if head not in technique_names():
-        return None
     made = create_technique(name)
     facts: dict[str, Any] = {
         "kind": "technique",
@@ -89,19 +93,19 @@ def _technique(name: str) -> dict[str, Any] | None:
         "needs": sorted(made.needs),
         "families": sorted(made.families),
         "cost": {"calls": made.cost.total, "per_image": made.cost.per_image, "per_pass": made.cost.per_pass},
-        "control": made.control,
+        "negative_control": made.negative_control,
         "leak": made.leak,
         "replaces_latent": made.replaces_latent,
         "settings": made.settings,
     }
     if isinstance(made, Composition):
         return {**facts, "parts": [p.name for p in made.parts]}
-    cls = technique_names()[head].cls
-    plugin = plugins("technique")[cls.name]
+    cls = plugin.cls
     return {
         **facts,
         "neutral": cls.neutral,
         "variants": cls.variants,
+        "aliases": cls.aliases,
         "compositions": cls.compositions,
         "description": _doc(cls),
         "distribution": plugin.distribution,
@@ -156,7 +160,7 @@ def _text(key: str, value: Any) -> str:
     if key == "cost":
         each = f"{value['per_image']:g} once per image + {value['per_pass']:g} per timestep and noise seed"
         return f"{value['calls']:g} (denoiser calls: {each})"
-    if key in ("control", "replaces_latent", "scale_invariant"):
+    if key in ("negative_control", "replaces_latent", "scale_invariant"):
         return "yes" if value else "no"
     if key == "range" and value:
         return f"{value[0]:g} to {value[1]:g}"

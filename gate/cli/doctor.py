@@ -145,11 +145,11 @@ def _cached(name: str, file: Path) -> Check:
 
 
 def _plugins() -> Iterator[Check]:
-    from gate.registry import GROUPS, plugins
+    from gate.registry import GROUPS, plugins, refused
 
     for kind in GROUPS:
-        every = plugins(kind)
-        broken = [p for p in every.values() if p.cls is None]
+        every = (*plugins(kind).values(), *refused(kind))
+        broken = [p for p in every if p.cls is None]
         for plugin in broken:
             todo = f"upgrade or remove it: pip uninstall {plugin.distribution}"
             yield Check(f"{kind} {plugin.name}", "broken", f"{plugin.distribution}: {plugin.error}", todo)

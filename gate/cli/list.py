@@ -15,6 +15,7 @@ from gate.cli.output import DebugOption, Format, FormatOption, echo_rows
 
 if TYPE_CHECKING:
     from gate.registry import Plugin
+    from gate.technique import Technique
 
     Rows = list[dict[str, Any]]
     Columns = Mapping[str, Callable[[Mapping[str, Any]], str]]
@@ -65,46 +66,46 @@ def _name(row: Mapping[str, Any]) -> str:
 def _summary(row: Mapping[str, Any]) -> str:
     if row.get("error"):
         return f"BROKEN ({row['distribution']}): {row['error']}"
-    marks = [m for m, on in (("control", row.get("control")), ("leak", row.get("leak"))) if on]
+    marks = [m for m, on in (("control", row.get("negative_control")), ("leak", row.get("leak"))) if on]
     return row["summary"] + (f" [{', '.join(marks)}]" if marks else "")
 
 
 def _techniques(backbone: str) -> tuple[Rows, Columns]:
-    from gate.registry import create_technique, everything, list_techniques, plugins, technique_names
+    from gate.names import heads
+    from gate.registry import create_technique, everything, list_techniques, plugins, refused, technique_names
 
-    in_all = set(everything())
+    in_all, known, held = set(everything()), technique_names(), plugins("technique")
     rows: Rows = []
     for name in list_techniques("*"):
-        head = name.partition("+")[0].partition("[")[0]
-        plugin = plugins("technique")[technique_names()[head].cls.name]
+        plugin = held[known[heads(name)[0]].cls.name]
         try:
             made = create_technique(name)
-            cost = made.cost
+            rows.append({**_described(made), "in_all": name in in_all, "distribution": plugin.distribution})
         except (
             Exception
-        ) as error:  # a stranger's constructor or cost may raise anything: show it, list the others
+        ) as error:  # a stranger's constructor or facts may raise anything: shown beside the others
             rows.append(_broken(plugin, name, f"{type(error).__name__}: {error}"))
-            continue
-        row = {
-            "name": name,
-            "summary": made.summary,
-            "source": made.source,
-            "needs": sorted(made.needs),
-            "families": sorted(made.families),
-            "control": made.control,
-            "leak": made.leak,
-            "cost": {"calls": cost.total, "per_image": cost.per_image, "per_pass": cost.per_pass},
-            "in_all": name in in_all,
-            "settings": made.settings,
-            "distribution": plugin.distribution,
-        }
-        rows.append(row)
-    rows += [_broken(p, p.name, p.error) for p in plugins("technique").values() if p.cls is None]
+    rows += [_broken(p, p.name, p.error) for p in (*held.values(), *refused("technique")) if p.cls is None]
     return rows, {
         "name": _name,
         "calls": lambda r: f"{r['cost']['calls']:g}" if "cost" in r else "",
         "needs": lambda r: ", ".join(r.get("needs", ())),
         "summary": _summary,
+    }
+
+
+def _described(made: Technique) -> dict[str, Any]:
+    cost = made.cost
+    return {
+        "name": made.name,
+        "summary": made.summary,
+        "source": made.source,
+        "needs": sorted(made.needs),
+        "families": sorted(made.families),
+        "negative_control": made.negative_control,
+        "leak": made.leak,
+        "cost": {"calls": cost.total, "per_image": cost.per_image, "per_pass": cost.per_pass},
+        "settings": made.settings,
     }
 
 
@@ -119,14 +120,14 @@ def _broken(plugin: Plugin, name: str, error: str) -> dict[str, Any]:
 
 
 def _plugins(kind: Literal["probe", "metric"], facts: tuple[str, ...]) -> Rows:
-    from gate.registry import plugins
+    from gate.registry import plugins, refused
 
     rows = []
-    for name, plugin in plugins(kind).items():
+    for plugin in (*plugins(kind).values(), *refused(kind)):
         if plugin.cls is None:
-            rows.append(_broken(plugin, name, plugin.error))
+            rows.append(_broken(plugin, plugin.name, plugin.error))
             continue
-        row = {"name": name, "summary": plugin.cls.summary, "source": plugin.cls.source}
+        row = {"name": plugin.name, "summary": plugin.cls.summary, "source": plugin.cls.source}
         row |= {fact: getattr(plugin.cls, fact) for fact in facts}
         rows.append({**row, "distribution": plugin.distribution})
     return rows

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gate.cli.output import DebugOption, Format, FormatOption, terminal, to_json
+
+if TYPE_CHECKING:
+    from gate.runs.schema import Results
 
 
 def rank(
@@ -23,12 +25,12 @@ def rank(
     print_results(opened.results, opened.path, format)
 
 
-def print_results(results: Mapping[str, Any], path: Path, format: Format) -> None:
+def print_results(results: Results, path: Path, format: Format) -> None:
     """The ranking on stdout. CSV holds the ranking alone, so what else there is to say goes to stderr."""
     from gate.report import table
 
     if format is Format.json:
-        typer.echo(to_json({**results, "run": str(path)}))
+        typer.echo(to_json({**results.model_dump(mode="json"), "run": str(path)}))
     elif format is Format.csv:
         typer.echo(table.ranking_csv(results))
         for line in (*table.closing(results), f"Run: {path}"):

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-    Row = Mapping[str, Any]
-    Results = Mapping[str, Any]
+    from gate.runs.schema import Part, Results, Skipped
+
+    Row = Mapping[str, Any] | Part  # vanilla's zero line is made up here
 
 CONTROL, LEAK, SIGNIFICANT = "†", "‡", "*"
 WIDE = 118  # from here on, suppression and probe gain show their intervals too
@@ -34,7 +35,7 @@ CSV_COLUMNS = (
     "calls",
     "ms_per_image",
     "fit_seconds",
-    "control",
+    "negative_control",
     "leak",
     "tied_with",
 )
@@ -62,28 +63,28 @@ def place(row: Row) -> str:
 
 def marked(row: Row) -> str:
     """The name with the marks of a negative control and of a leak."""
-    marks = (CONTROL if row["control"] else "") + (LEAK if row["leak"] else "")
+    marks = (CONTROL if row["negative_control"] else "") + (LEAK if row["leak"] else "")
     return f"{row['name']} {marks}".rstrip()
 
 
 def title(results: Results) -> str:
     """What was ranked, on what, with how many samples."""
-    config, data, rows = results["config"], results["data"], results["ranking"]
+    config, data, rows = results.config, results.data, results.ranking
     count = f"{len(rows)} technique{'s' if len(rows) != 1 else ''}"
-    timesteps = ", ".join(str(t) for t in results["axes"]["timestep"])
+    timesteps = ", ".join(str(t) for t in results.axes.timestep)
     return (
-        f"{count} on {config['backbone']}, n = {data['n']} samples of {data['name']}, "
-        f"t = {timesteps}, {_count(len(results['seeds']), 'noise seed')}"
+        f"{count} on {config['backbone']}, n = {data.n} samples of {data.name}, "
+        f"t = {timesteps}, {_count(len(results.seeds), 'noise seed')}"
     )
 
 
 def legend(results: Results) -> list[str]:
     """How to read the table: unit, direction, interval, what the score is made of, the marks that occur."""
-    rows = results["ranking"]
+    rows = results.ranking
     level = _level(results)
     lines = [
         "Figures are the share of vanilla's error that is gone, in %: higher is better, vanilla = 0, "
-        f"[{level} % interval over {results['data']['n']} samples, paired with vanilla]. "
+        f"[{level} % interval over {results.data.n} samples, paired with vanilla]. "
         "Cost: denoiser calls and milliseconds per image, for one timestep and noise.",
         _recipe(results),
     ]
@@ -92,7 +93,7 @@ def legend(results: Results) -> list[str]:
         marks.append(f"{SIGNIFICANT} differs from vanilla (Holm-adjusted p < {1 - level / 100:.2f})")
     if any(r["tied_with"] for r in rows):
         marks.append("= tied: the order within a rank is chance")
-    if any(r["control"] for r in rows):
+    if any(r["negative_control"] for r in rows):
         marks.append(f"{CONTROL} negative control")
     if any(r["leak"] for r in rows):
         marks.append(f"{LEAK} leak: sees the input's own pixels, so shift flatters it")
@@ -101,26 +102,26 @@ def legend(results: Results) -> list[str]:
 
 def closing(results: Results) -> list[str]:
     """Notes, skipped techniques with their reasons, and the winners; a sentence each."""
-    lines = [f"Note: {note}" for note in results["notes"]]
-    lines += [skipped_line(s) for s in results["skipped"]]
-    files = results["data"]["skipped"]
+    lines = [f"Note: {note}" for note in results.notes]
+    lines += [skipped_line(s) for s in results.skipped]
+    files = results.data.skipped
     if files:
         lines.append(f"{_count(len(files), 'file')} could not be read: see data.skipped in results.json.")
     return [*lines, winners_line(results)]
 
 
-def skipped_line(skipped: Row) -> str:
+def skipped_line(skipped: Skipped) -> str:
     """One technique that was not ranked, why, and what to do."""
-    verb = "Failed" if skipped["failed"] else "Skipped"
-    reason, fix = str(skipped["reason"]).strip(), str(skipped.get("fix") or "").strip()
+    verb = "Failed" if skipped.failed else "Skipped"
+    reason, fix = skipped.reason.strip(), skipped.fix.strip()
     stop = "" if reason.endswith((".", "!", "?")) else "."
-    return f"{verb} {skipped['name']}: {reason}{stop} {fix}".rstrip()
+    return f"{verb} {skipped.name}: {reason}{stop} {fix}".rstrip()
 
 
 def winners_line(results: Results) -> str:
     """The winners, or that there is none."""
-    if results["winners"]:
-        return f"Winners: {', '.join(results['winners'])}"
+    if results.winners:
+        return f"Winners: {', '.join(results.winners)}"
     return "Winners: none; no technique is better than vanilla beyond chance."
 
 
@@ -131,7 +132,7 @@ def ranking_table(results: Results, *, width: int) -> Table:
     from rich.text import Text
 
     wide = width >= WIDE
-    probes = any(r["probe_gain"] is not None for r in results["ranking"])
+    probes = any(r["probe_gain"] is not None for r in results.ranking)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("technique", overflow="fold", min_width=16)
@@ -192,7 +193,7 @@ def ranking_markdown(results: Results) -> str:
             _cost(r["cost"]["calls"]),
             _cost(r["cost"]["ms_per_image"]),
         )
-        for r in results["ranking"]
+        for r in results.ranking
     ]
     head = ("rank", "technique", "GATE score %", "suppression %", "probe gain %", "calls", "ms per image")
     parts = [title(results), markdown(head, rows), *legend(results), *closing(results)]
@@ -202,8 +203,8 @@ def ranking_markdown(results: Results) -> str:
 def ranking_csv(results: Results) -> str:
     """The ranking as CSV: fractions, not per cent; an empty cell where there is no number."""
     rows = []
-    for row in results["ranking"]:
-        flat = {**row, **row["cost"], "tied_with": " ".join(row["tied_with"])}
+    for row in results.ranking:
+        flat = {**row.model_dump(), **row.cost.model_dump(), "tied_with": " ".join(row.tied_with)}
         rows.append([flat[c] for c in CSV_COLUMNS])
     return comma_separated(CSV_COLUMNS, rows)
 
@@ -231,15 +232,15 @@ def _missing(value: Any) -> bool:
 def _with_vanilla(results: Results) -> list[tuple[Row, str]]:
     """Rows with their colours, and vanilla's zero line where it belongs."""
     colours = {"better": "green", "worse": "red", "none": ""}
-    rows = [(r, "dim" if r["control"] else colours[r["verdict"]]) for r in results["ranking"]]
+    rows = [(r, "dim" if r["negative_control"] else colours[r["verdict"]]) for r in results.ranking]
     vanilla = {
         "rank": None,
         "name": "vanilla",
         "score": 0.0,
         "suppression": 0.0,
         "probe_gain": 0.0,
-        "cost": {"calls": 1.0, "ms_per_image": results["vanilla"]["ms_per_image"]},
-        "control": False,
+        "cost": {"calls": 1.0, "ms_per_image": results.vanilla.ms_per_image},
+        "negative_control": False,
         "leak": "",
     }
     at = next((i for i, (r, _) in enumerate(rows) if not (r["score"] or math.nan) >= 0), len(rows))
@@ -268,17 +269,17 @@ def _cost(value: float | None) -> str:
 
 
 def _level(results: Results) -> int:
-    return round(100 * results["score"].get("confidence", 0.95))
+    return round(100 * results.score.confidence)
 
 
 def _recipe(results: Results) -> str:
-    score = results["score"]
-    metrics, probes = ", ".join(score["metrics"]), ", ".join(score["probes"])
+    score = results.score
+    metrics, probes = ", ".join(score.metrics), ", ".join(score.probes)
     if not probes:
         return f"GATE score = suppression, the mean over {metrics}; no probe counts (no labels or masks)."
     if not metrics:
         return f"GATE score = probe gain, the mean over {probes}."
-    w = score["weights"]
+    w = score.weights
     return (
         f"GATE score = {w['suppression']:g} x suppression (mean over {metrics}) "
         f"+ {w['probe']:g} x probe gain (mean over {probes})."

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from gate.errors import ConfigurationError, UsageError
-
-SCHEMA_VERSION = 1
+from gate.runs.schema import Results, check_shapes, read_results
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,15 @@ class Run:
     """A finished run that is read: `results` is results.json, the arrays are loaded when asked for."""
 
     path: Path
-    results: dict[str, Any]
+    results: Results
 
     @functools.cached_property
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """scores.safetensors by key; the axes are in `results["axes"]`."""
-        return read_arrays(self.path / "scores.safetensors")
+        """scores.safetensors by key; the axes are in `results.axes`. Raises UsageError where the two differ."""
+        file = self.path / "scores.safetensors"
+        arrays = read_arrays(file)
+        check_shapes(arrays, self.results.axes, str(file))
+        return arrays
 
     @functools.cached_property
     def pictures(self) -> dict[str, NDArray[Any]]:
@@ -56,15 +59,10 @@ def open_run(path: str | Path) -> Run:
         )
         raise UsageError(f"{folder} holds no results.json, so it is not a finished run.{hint}")
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-        version = results["schema_version"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text
         raise UsageError(f"{file} is damaged; screen again.") from error
-    if version > SCHEMA_VERSION:
-        raise UsageError(
-            f"{folder} was written by a newer gate (schema {version}); upgrade gate-screen to read it."
-        )
-    return Run(folder, results)
+    return Run(folder, read_results(raw, str(file)))
 
 
 def create_directory(output: str | None) -> Path:
@@ -94,14 +92,14 @@ def create_directory(output: str | None) -> Path:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON in one move, NaN as null: a reader never sees half a file."""
     temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(json.dumps(_plain(value), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(plain(value), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
 def append_journal(folder: Path, **entry: Any) -> None:
     """One line of what happened, flushed to the disk."""
     with (folder / "journal.jsonl").open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(_plain(entry), allow_nan=False) + "\n")
+        stream.write(json.dumps(plain(entry), allow_nan=False) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -126,16 +124,18 @@ def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
         raise UsageError(f"{file} is missing or damaged; screen again.") from error
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON's own types; NaN and infinity become None."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(v) for v in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
+        return [plain(v) for v in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):

@@ -56,7 +56,7 @@ class ScreenConfig(BaseModel):
     @classmethod
     def _listed(cls, value: Any) -> Any:
         if isinstance(value, str):
-            from gate.registry import split_names
+            from gate.names import split_names
 
             return tuple(split_names(value))
         return value

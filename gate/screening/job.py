@@ -22,10 +22,12 @@ from gate.runs.directory import (
     append_journal,
     create_directory,
     open_run,
+    plain,
     write_arrays,
     write_json,
 )
 from gate.runs.parts import drop_parts, load_part, save_part
+from gate.runs.schema import Results
 from gate.screening.config import ScreenConfig, make_config
 from gate.screening.workers import VANILLA, attempts, choose_workers
 
@@ -46,16 +48,16 @@ class Screening:
     """A finished screening: its run directory and results.json."""
 
     path: Path
-    results: dict[str, Any]
+    results: Results
 
     @property
     def exit_code(self) -> int:
         """0, or 7 where a technique failed."""
-        return EXIT_PARTIAL if any(s["failed"] for s in self.results["skipped"]) else 0
+        return EXIT_PARTIAL if any(s.failed for s in self.results.skipped) else 0
 
     def winners(self) -> list[str]:
         """Techniques that beat vanilla beyond chance and are no controls, best first."""
-        return list(self.results["winners"])
+        return list(self.results.winners)
 
     def table(self) -> str:
         """The ranking as plain text."""
@@ -167,7 +169,7 @@ def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) ->
     write_arrays(folder / "scores.safetensors", arrays)
     if pictures:
         write_arrays(folder / "pictures.safetensors", pictures)
-    write_json(folder / "results.json", results)
+    write_json(folder / "results.json", Results.model_validate(plain(results)))
     drop_parts(folder)
     screening = Screening(folder, open_run(folder).results)
     try:

@@ -17,7 +17,7 @@ from gate.ranking.entry import Entry, Evidence, Ranking, Weights
 from gate.ranking.rank import rank, winners
 from gate.ranking.statistics import Interval, multiplicities, paired_bca
 from gate.registry import create_technique
-from gate.runs.directory import SCHEMA_VERSION
+from gate.runs.schema import SCHEMA_VERSION
 from gate.screening.bench import Bench
 from gate.screening.config import SCORE_METRICS
 from gate.screening.measured import Measured
@@ -38,7 +38,7 @@ def assemble(
     evidence = {n: _evidence(bench, m) for n, m in measured.items()}
     probes = [p.name for p in bench.probes]
     techniques = {n: create_technique(n) for n in names}
-    controls = [n for n in names if techniques[n].control]
+    controls = [n for n in names if techniques[n].negative_control]
     scaled = [m.name for m in bench.comparing("feature") if not m.scale_invariant]
     ranking = rank(
         evidence[VANILLA],
@@ -146,7 +146,7 @@ def _row(bench: Bench, e: Entry, technique: Any, measured: Mapping[str, Measured
             "fit_seconds": m.fit_seconds,
         },
         "tied_with": list(e.tied_with),
-        "control": bool(technique.control),
+        "negative_control": bool(technique.negative_control),
         "leak": technique.leak,
         "settings": technique.settings,
         "source": technique.source,

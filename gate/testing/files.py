@@ -27,9 +27,9 @@ def load_class(reference: str) -> type[Any]:
     try:
         spec.loader.exec_module(module)
         cls = getattr(module, name)
-    except GateError:
+    except (GateError, KeyboardInterrupt):
         raise
-    except Exception as error:  # a stranger's module may raise anything; the user needs to know what
+    except BaseException as error:  # a stranger's module may raise anything; the user needs to know what
         raise PluginError(f"{reference} could not be imported: {type(error).__name__}: {error}") from error
     if not isinstance(cls, type) or not issubclass(cls, (Technique, Metric, Probe)):
         raise PluginError(f"{reference} derives from none of gate.Technique, gate.Metric and gate.Probe.")

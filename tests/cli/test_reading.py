@@ -4,16 +4,16 @@ import csv
 import dataclasses
 import io
 import json
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 from fabricated_run import NAMES, fabricate
 from typer.testing import CliRunner
 
-import gate.registry
+import gate.plugins
 from gate.cli import app
 from gate.cli.output import to_json
-from gate.registry import Plugin
 from gate.report.table import percent, ranking_csv, ranking_markdown, ranking_text
 from gate.runs.directory import Run
 from gate.technique import Technique
@@ -36,20 +36,19 @@ class Wrong(Technique):
 @pytest.fixture
 def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plug-ins that fail in two ways beside the healthy ones."""
-    healthy = gate.registry.plugins("technique")
-    strange = {
-        "absent": Plugin(
-            "absent", "technique", "nowhere:X", "gate-absent", None, "ImportError: No module 'nowhere'"
-        ),
-        "wrong": Plugin("wrong", "technique", "here:Wrong", "gate-wrong", Wrong),
-    }
-    real = gate.registry.plugins
+    real = gate.plugins.entry_points
+    strange = [
+        EntryPoint("absent", "nowhere:X", "gate.techniques"),
+        EntryPoint("wrong", f"{__name__}:Wrong", "gate.techniques"),
+        EntryPoint("prompt", "nowhere:Prompt", "gate.techniques"),
+    ]
+    more = {"gate.techniques": strange}
     monkeypatch.setattr(
-        gate.registry, "plugins", lambda k: {**healthy, **strange} if k == "technique" else real(k)
+        gate.plugins, "entry_points", lambda group: [*more.get(group, ()), *real(group=group)]
     )
-    gate.registry.technique_names.cache_clear()
+    gate.plugins.forget()
     yield
-    gate.registry.technique_names.cache_clear()
+    gate.plugins.forget()
 
 
 # the table
@@ -76,7 +75,7 @@ def test_vanilla_stands_between_gains_and_losses(run: Run) -> None:
         if "+" not in name
     }
     vanilla = next(i for i, line in enumerate(lines) if line.strip().startswith("vanilla "))
-    for row in run.results["ranking"]:
+    for row in run.results.ranking:
         if row["name"] in places:
             assert (places[row["name"]] < vanilla) == (row["score"] >= 0)
 
@@ -84,7 +83,7 @@ def test_vanilla_stands_between_gains_and_losses(run: Run) -> None:
 def test_a_long_name_is_folded_not_cut(tmp_path: Path) -> None:
     run = fabricate(tmp_path / "run", names=("prompt",))
     name = "prompt[quality='high quality, sharp']+noise-ensemble[members=16]+freeu[b1=1.4]"
-    run.results["ranking"][0]["name"] = name
+    run.results.ranking[0].name = name
     text = ranking_text(run.results, width=80)
     assert max(map(len, text.splitlines())) <= 80
     assert "[members=16]" in text.replace("\n", "").replace(" ", "")
@@ -98,9 +97,9 @@ def test_without_probes_the_table_says_so(tmp_path: Path) -> None:
 
 def test_no_winner_and_a_broken_score(tmp_path: Path) -> None:
     run = fabricate(tmp_path / "run", names=("prompt", "freeu"))
-    run.results["winners"] = []
+    run.results.winners = []
     for key in ("score", "ci_low", "ci_high", "suppression", "suppression_low", "suppression_high"):
-        run.results["ranking"][1][key] = None
+        setattr(run.results.ranking[1], key, None)
     assert "Winners: none" in ranking_text(run.results)
     assert ranking_csv(run.results).splitlines()[2].startswith("2,freeu,,,,24,")
     assert ranking_markdown(run.results)
@@ -128,12 +127,12 @@ def test_rank_prints_csv_markdown_and_json(run: Run) -> None:
     rows = list(
         csv.DictReader(io.StringIO(cli.invoke(app, ["rank", str(run.path), "--format", "csv"]).stdout))
     )
-    assert [r["name"] for r in rows] == [r["name"] for r in run.results["ranking"]]
-    assert float(rows[0]["score"]) == run.results["ranking"][0]["score"]
+    assert [r["name"] for r in rows] == [r.name for r in run.results.ranking]
+    assert float(rows[0]["score"]) == run.results.ranking[0].score
     text = cli.invoke(app, ["rank", str(run.path), "--format", "md"]).stdout
     assert "| 1= | `prompt+noise-ensemble` | +25.0* [21.2, 28.8] |" in text
     read = json.loads(cli.invoke(app, ["rank", str(run.path), "--format", "json"]).stdout)
-    assert {k: v for k, v in read.items() if k != "run"} == run.results
+    assert {k: v for k, v in read.items() if k != "run"} == run.results.model_dump(mode="json")
 
 
 def test_rank_of_no_run(tmp_path: Path) -> None:
@@ -191,12 +190,17 @@ def test_a_pattern_that_matches_nothing_suggests() -> None:
 def test_broken_plug_ins_are_listed_with_their_error() -> None:
     result = cli.invoke(app, ["list", "techniques", "--format", "json"])
     assert result.exit_code == 0
-    rows = {r["name"]: r for r in json.loads(result.stdout)}
-    assert rows["absent"]["error"] == "ImportError: No module 'nowhere'"
+    every = json.loads(result.stdout)
+    rows = {r["name"]: r for r in reversed(every)}
+    assert rows["absent"]["error"] == "ModuleNotFoundError: No module named 'nowhere'"
     assert rows["wrong"]["error"] == "RuntimeError: no idea"
-    assert "error" not in rows["prompt"]
+    ours, late = [r for r in every if r["name"] == "prompt"]
+    assert "error" not in ours
+    assert (
+        "gate.techniques.prompt:Prompt of gate-screen" in late["error"] and "nowhere:Prompt" in late["error"]
+    )
     table = " ".join(cli.invoke(app, ["list", "techniques"]).stdout.split())
-    assert "BROKEN (gate-absent)" in table
+    assert "BROKEN (unknown): ModuleNotFoundError" in table
 
 
 def test_lists_as_csv_and_markdown() -> None:
@@ -237,7 +241,7 @@ def test_describe_metrics_and_probes(name: str, kind: str) -> None:
 @pytest.mark.usefixtures("strangers")
 def test_describe_a_broken_plug_in() -> None:
     result = cli.invoke(app, ["describe", "absent"])
-    assert result.exit_code == 0 and "No module 'nowhere'" in result.stdout
+    assert result.exit_code == 0 and "No module named 'nowhere'" in result.stdout
 
 
 @pytest.mark.parametrize("name", ["promt", "prompt+freuu", "freeu[b11=1]"])

@@ -54,7 +54,7 @@ class _Asked:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, run: Run) -> _Asked:
-    quiet = {**run.results, "skipped": run.results["skipped"][:1]}
+    quiet = run.results.model_copy(update={"skipped": run.results.skipped[:1]})
     fake = _Asked(run=Run(run.path, quiet))
     monkeypatch.setattr(gate.screening, "screen", fake)
     return fake
@@ -145,7 +145,7 @@ def test_json_is_the_whole_result(asked: _Asked, run: Run) -> None:
     result = cli.invoke(app, ["screen", "--format", "json"])
     read = json.loads(result.stdout)
     assert read["run"] == str(run.path)
-    assert [r["name"] for r in read["ranking"]] == [r["name"] for r in run.results["ranking"]]
+    assert [r["name"] for r in read["ranking"]] == [r.name for r in run.results.ranking]
 
 
 @pytest.mark.parametrize(

@@ -108,9 +108,9 @@ def test_many_deep_layers(tmp_path: Path) -> None:
 
 def test_a_technique_without_a_score_is_left_out_of_the_figures(tmp_path: Path) -> None:
     run = fabricate(tmp_path / "run", names=("prompt", "noise-ensemble"))
-    assert run.results["ranking"][1]["name"] == "prompt"
+    assert run.results.ranking[1].name == "prompt"
     for key in ("score", "ci_low", "ci_high", "suppression", "probe_gain"):
-        run.results["ranking"][1][key] = None
+        setattr(run.results.ranking[1], key, None)
     with look.styled():
         for name, draw in figures().items():
             assert "noise-ensemble" in _texts(draw(run)) or name == "suppression-and-probe-gain"

@@ -128,7 +128,7 @@ class Leaking(Twice):
 
 
 class Control(Twice):
-    name, control = "losing", True
+    name, negative_control = "losing", True
 
 
 class Telling(Leaking):

@@ -14,6 +14,7 @@ import gate.screening.measure
 from gate.data import load_data
 from gate.errors import ConfigurationError, UsageError
 from gate.runs.directory import open_run
+from gate.runs.schema import SCHEMA_VERSION
 from gate.screening import Interrupted, Screening, resume, screen
 
 SMALL: dict[str, Any] = {
@@ -43,7 +44,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Screening:
 
 def test_results_hold_what_readers_rely_on(done: Screening) -> None:
     results = done.results
-    assert results["schema_version"] == 1 and done.exit_code == 0
+    assert results["schema_version"] == SCHEMA_VERSION and done.exit_code == 0
     keys = {
         "name",
         "rank",
@@ -55,9 +56,9 @@ def test_results_hold_what_readers_rely_on(done: Screening) -> None:
         "probes",
         "cost",
         "tied_with",
-        "control",
+        "negative_control",
     }
-    assert all(keys <= set(entry) for entry in results["ranking"])
+    assert all(keys <= set(type(entry).model_fields) for entry in results["ranking"])
     assert {e["name"] for e in results["ranking"]} == {"prompt", "freeu"}
     assert all(e["ci_low"] <= e["score"] <= e["ci_high"] and e["n"] == 16 for e in results["ranking"])
     assert results["hashes"]["weights"] and results["hashes"]["samples"]

@@ -80,13 +80,19 @@ def test_states_its_source_and_what_settings_do(name: str) -> None:
 
 
 def test_controls_leaks_and_needs_are_facts() -> None:
-    assert create_technique("guidance-cfg").control and create_technique("shuffled-prompt").control
-    assert not create_technique("guidance-apg").control and not create_technique("prompt").control
+    assert (
+        create_technique("guidance-cfg").negative_control
+        and create_technique("shuffled-prompt").negative_control
+    )
+    assert (
+        not create_technique("guidance-apg").negative_control
+        and not create_technique("prompt").negative_control
+    )
     assert create_technique("ddim-inversion").leak
     assert create_technique("guidance-cfg").needs == {"captions"}
     assert create_technique("guidance-pag").needs == frozenset()
-    assert create_technique("prompt+guidance-cfg").control
-    controls = [name for name in everything() if create_technique(name).control is not False]
+    assert create_technique("prompt+guidance-cfg").negative_control
+    controls = [name for name in everything() if create_technique(name).negative_control is not False]
     assert all("guidance-cfg" in name or "shuffled-prompt" in name for name in controls), controls
 
 

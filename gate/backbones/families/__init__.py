@@ -43,7 +43,7 @@ def plugins() -> dict[str, type[PipelineBackbone] | str]:
             cls = point.load()
             good = inspect.isclass(cls) and issubclass(cls, PipelineBackbone)
             found[point.name] = cls if good else f"{point.value} is not a PipelineBackbone"
-        except Exception as error:  # whatever a stranger's module raises
+        except (Exception, SystemExit) as error:  # whatever a stranger's module raises
             found[point.name] = f"{type(error).__name__}: {error}"
     return found
 

@@ -31,11 +31,11 @@ def draw(run: Run) -> Any:
     for row in rows:
         x, y = row["cost"]["calls"], 100 * row["score"]
         if y < bottom:
-            outside.append(f"{row['name']} ({y:+.0f} % at {x:g})")
+            outside.append(f"{row.name} ({y:+.0f} % at {x:g})")
             continue
         style = look.marker(row) | {"elinewidth": 0.8}
         axes.errorbar(x, y, yerr=look.whiskers(row["score"], row["ci_low"], row["ci_high"]), **style)
-        shown.append((x, y, row["name"]))
+        shown.append((x, y, row.name))
     front = _front(axes, rows)
     ticks = sorted({1.0, *(c for c in (2, 4, 8, 16, 32, 64, 128) if min(calls) <= c <= max(calls))})
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])

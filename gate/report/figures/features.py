@@ -21,10 +21,10 @@ def draw(run: Run) -> Any:
     if "pca" not in pictures:
         return None
     rows = look.ranked(results)
-    places = results["axes"]["technique"]
+    places = results.axes.technique
     blocks = [("input", pictures["pca_image"]), ("input, t = 0", pictures["pca_input"])]
     blocks.append(("vanilla", pictures["pca"][0]))
-    blocks += [(r["name"], pictures["pca"][places.index(r["name"])]) for r in rows]
+    blocks += [(r.name, pictures["pca"][places.index(r.name)]) for r in rows]
     across = min(BLOCKS, len(blocks))
     down = math.ceil(len(blocks) / across)
     each = len(pictures["pca_image"])
@@ -35,11 +35,11 @@ def draw(run: Run) -> Any:
     for axes, (name, sheet) in zip(cells, blocks, strict=False):
         axes.imshow(grid([[tile(picture, SIDE) for picture in sheet]], GAP))
         axes.set_title(_short(name), fontsize=8, loc="center")
-    t = results["axes"]["timestep"][-1]
+    t = results.axes.timestep[-1]
     figure.suptitle(
         f"Features as colours: three principal components of the clean input's, shared by all, at t = {t}\n"
-        f"{each} sample{'s' if each > 1 else ''} of {results['data']['name']}, "
-        f"{results['config']['backbone']}; closer to the input at t = 0 is better",
+        f"{each} sample{'s' if each > 1 else ''} of {results.data.name}, "
+        f"{results.config['backbone']}; closer to the input at t = 0 is better",
         fontsize=9.5,
         x=0.01,
         ha="left",

@@ -26,12 +26,12 @@ def draw(run: Run) -> Any:
     for row in rows:
         x, y = 100 * row["suppression"], 100 * row["probe_gain"]
         if x < limits["suppression"][0] or y < limits["probe_gain"][0]:
-            outside.append(f"{row['name']} ({x:+.0f}, {y:+.0f})")
+            outside.append(f"{row.name} ({x:+.0f}, {y:+.0f})")
             continue
         style = look.marker(row) | {"elinewidth": 0.8}
         bars = [look.whiskers(row[k], row[f"{k}_low"], row[f"{k}_high"]) for k in limits]
         axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], **style)
-        shown.append((x, y, row["name"]))
+        shown.append((x, y, row.name))
     axes.set_xlabel("suppression: content shift that is gone, %   (higher is better)")
     axes.set_ylabel("probe gain: probe error that is gone, %   (higher is better)")
     axes.set_title(

@@ -21,10 +21,10 @@ def draw(run: Run) -> Any:
     metrics = feature_metrics(run)
     if not rows or not metrics:
         return None
-    axes_of = run.results["axes"]
-    order = [axes_of["technique"].index(r["name"]) for r in rows]
+    axes_of = run.results.axes
+    order = [axes_of.technique.index(r.name) for r in rows]
     cells = np.mean([suppression(run.arrays[f"shift/{m}"]) for m in metrics], axis=0)[order]  # (rows, t, l)
-    layers, timesteps = axes_of["layer"], axes_of["timestep"]
+    layers, timesteps = axes_of.layer, axes_of.timestep
     table = 100 * cells.reshape(len(rows), -1)
     limit = colour_limit(table[np.isfinite(table)])
     width, columns = 2.9 + 0.55 * table.shape[1], table.shape[1]
@@ -34,7 +34,7 @@ def draw(run: Run) -> Any:
     shown = axes.imshow(np.ma.masked_invalid(table), cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
     if columns <= 24:
         _numbers(axes, table, limit)
-    axes.set_yticks(range(len(rows)), [r["name"] for r in rows])
+    axes.set_yticks(range(len(rows)), [r.name for r in rows])
     turn = 90 if columns > 12 or max(map(len, layers)) > 6 else 0
     axes.set_xticks(range(columns), [*layers] * len(timesteps), rotation=turn, fontsize=8)
     axes.tick_params(length=0)
@@ -60,7 +60,7 @@ def draw(run: Run) -> Any:
 def feature_metrics(run: Run) -> list[str]:
     """The metrics of the score that see layers; where the score has none, all that do."""
     measured = [key.removeprefix("shift/") for key in run.arrays if key.startswith("shift/")]
-    return [m for m in run.results["score"]["metrics"] if m in measured] or sorted(measured)
+    return [m for m in run.results.score.metrics if m in measured] or sorted(measured)
 
 
 def suppression(shift: NDArray[Any]) -> NDArray[np.float64]:

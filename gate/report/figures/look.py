@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
+from gate.runs.schema import Results
+from gate.runs.schema import Row as Row
 
 # Okabe and Ito's palette: distinct under every common colour blindness; markers differ as well
 BLUE, ORANGE, VERMILION, GREEN, GREY, BAND = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#707070", "#EEF1F4"
@@ -35,8 +38,6 @@ _MARKERS = {  # kind -> (colour, marker, filled, what it is called)
     "control": (VERMILION, "s", False, "negative control"),
     "leak": (ORANGE, "^", False, "leak: sees the input's own pixels"),
 }
-
-Row = Mapping[str, Any]
 
 
 @contextmanager
@@ -64,7 +65,7 @@ def save(figure: Any, stem: Path) -> list[Path]:
 
 def kind(row: Row) -> str:
     """technique, control or leak."""
-    return "control" if row["control"] else "leak" if row["leak"] else "technique"
+    return "control" if row.negative_control else "leak" if row.leak else "technique"
 
 
 def marker(row: Row) -> dict[str, Any]:
@@ -95,9 +96,9 @@ def marker_legend(rows: Sequence[Row]) -> list[Any]:
     return handles
 
 
-def ranked(results: Mapping[str, Any]) -> list[Row]:
+def ranked(results: Results) -> list[Row]:
     """Rows with a score, best first."""
-    return [r for r in results["ranking"] if finite(r["score"])]
+    return [r for r in results.ranking if finite(r.score)]
 
 
 def finite(*values: float | None) -> bool:
@@ -105,16 +106,16 @@ def finite(*values: float | None) -> bool:
     return all(v is not None and math.isfinite(v) for v in values)
 
 
-def basis(results: Mapping[str, Any]) -> str:
+def basis(results: Results) -> str:
     """n, data, backbone and noise levels: the second line of a title."""
-    timesteps = ", ".join(str(t) for t in results["axes"]["timestep"])
-    data, config = results["data"], results["config"]
-    return f"n = {data['n']} samples of {data['name']}, backbone {config['backbone']}, t = {timesteps}"
+    timesteps = ", ".join(str(t) for t in results.axes.timestep)
+    data, config = results.data, results.config
+    return f"n = {data.n} samples of {data.name}, backbone {config['backbone']}, t = {timesteps}"
 
 
-def level(results: Mapping[str, Any]) -> int:
+def level(results: Results) -> int:
     """The level of the intervals in per cent."""
-    return round(100 * results["score"].get("confidence", 0.95))
+    return round(100 * results.score.confidence)
 
 
 def whiskers(value: float, low: float | None, high: float | None) -> list[list[float]] | None:

@@ -28,14 +28,14 @@ def draw(run: Run) -> Any:
         else:
             spread = look.whiskers(row["score"], row["ci_low"], row["ci_high"])
             axes.errorbar(value, y, xerr=spread, **look.marker(row))
-        star = "*" if row["verdict"] != "none" else ""
+        star = "*" if row.verdict != "none" else ""
         label = f"{percent(row['score'])}{star}"
         axes.annotate(label, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8.5)
     axes.axvline(0, color="black", linewidth=1)
     axes.set(xlim=(left, right), ylim=(len(rows) - 0.5, -0.5))
-    axes.set_yticks(range(len(rows)), [r["name"] for r in rows])
+    axes.set_yticks(range(len(rows)), [r.name for r in rows])
     for y, row in enumerate(rows):
-        place = f"{row['rank']}{'=' if row['tied_with'] else ''}"
+        place = f"{row.rank}{'=' if row.tied_with else ''}"
         axes.annotate(place, (0, y), (-26, 0), ("axes fraction", "data"), "offset points", va="center")
     axes.tick_params(axis="y", length=0, pad=30)
     axes.spines["left"].set_visible(False)
@@ -54,7 +54,7 @@ def _bound(row: look.Row, key: str) -> float:
 
 def _bands(axes: Any, rows: list[look.Row]) -> None:
     """Shade every other rank, so that techniques which share one are seen as one."""
-    for i, (_, group) in enumerate(groupby(enumerate(rows), key=lambda pair: pair[1]["rank"])):
+    for i, (_, group) in enumerate(groupby(enumerate(rows), key=lambda pair: pair[1].rank)):
         places = [y for y, _ in group]
         if i % 2 == 0:
             axes.axhspan(places[0] - 0.5, places[-1] + 0.5, color=look.BAND, linewidth=0)
@@ -62,7 +62,7 @@ def _bands(axes: Any, rows: list[look.Row]) -> None:
 
 def _footnote(rows: list[look.Row], left: float) -> str:
     parts = ["A band is a rank; = marks a tie"]
-    if any(r["verdict"] != "none" for r in rows):
+    if any(r.verdict != "none" for r in rows):
         parts.append("* differs from vanilla (Holm)")
     if any(100 * r["score"] < left for r in rows):
         parts.append("< lies left of the axis")

@@ -19,10 +19,10 @@ def draw(run: Run) -> Any:
     if "reconstruction" not in pictures:
         return None
     rows = look.ranked(results)
-    places = results["axes"]["technique"]
+    places = results.axes.technique
     labels = ["input", "vanilla", *(_label(r) for r in rows)]
     sheets = [pictures["input"], pictures["reconstruction"][0]]
-    sheets += [pictures["reconstruction"][places.index(r["name"])] for r in rows]
+    sheets += [pictures["reconstruction"][places.index(r.name)] for r in rows]
     tiles = [[tile(picture, SIDE) for picture in sheet] for sheet in sheets]
     count, step = len(tiles[0]), SIDE + GAP
     margin = 0.5 + 0.085 * max(len(line) for label in labels for line in label.splitlines())
@@ -35,10 +35,10 @@ def draw(run: Run) -> Any:
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    config = results["config"]
+    config = results.config
     figure.suptitle(
         f"Reconstructions, img2img at strength {config['strength']:g}\n"
-        f"{count} sample{'s' if count > 1 else ''} of {results['data']['name']}, {config['backbone']}\n"
+        f"{count} sample{'s' if count > 1 else ''} of {results.data.name}, {config['backbone']}\n"
         "%: image distance that is gone (higher is better; vanilla = 0)",
         fontsize=9,
         x=0.01,
@@ -48,7 +48,9 @@ def draw(run: Run) -> Any:
 
 
 def _label(row: look.Row) -> str:
-    images = {name: v["value"] for name, v in row["images"].items() if v and look.finite(v["value"])}
-    gain = "".join(f"\n{100 * v:+.1f} %{f' {name}' if len(images) > 1 else ''}" for name, v in images.items())
+    images = {name: v.value for name, v in row.images.items() if v and look.finite(v.value)}
+    gain = "".join(
+        f"\n{100 * (v or 0):+.1f} %{f' {name}' if len(images) > 1 else ''}" for name, v in images.items()
+    )
     mark = {"control": " (control)", "leak": " (leak)", "technique": ""}[look.kind(row)]
-    return f"{row['name']}{mark}{gain}"
+    return f"{row.name}{mark}{gain}"
