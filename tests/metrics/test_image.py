@@ -79,6 +79,13 @@ def test_edge_agreement_is_the_harmonic_mean_of_precision_and_recall():
     np.testing.assert_allclose(edge_agreement(x, y).numpy(), expected, atol=1e-12)
 
 
+def test_the_distance_is_half_of_each():
+    x, y = pictures(2), pictures(2, seed=1)
+    expected = 1 - (structural_similarity(x, y) + edge_agreement(x, y)) / 2
+    torch.testing.assert_close(Image().distance(x, y), expected)
+    assert (structural_similarity(x, y) - edge_agreement(x, y)).abs().min() > 0.01
+
+
 def test_edges_in_limits():
     x, flat = pictures(1), torch.full((1, 3, 24, 20), 0.5).double()
     assert edge_agreement(x, x) == 1

@@ -15,8 +15,8 @@ from gate.measure import confusion_error, confusion_margins, share_removed
 from gate.probes.linear import Linear
 from gate.probes.pixel_linear import PixelLinear
 from gate.ranking.entry import Evidence, Ranking, Weights
-from gate.ranking.rank import rank, winners
-from gate.ranking.statistics import paired_bca, symmetric_share
+from gate.ranking.rank import _verdict, rank, winners
+from gate.ranking.statistics import Interval, paired_bca, symmetric_share
 
 METRICS = ("laplacian", "cosine")
 PROBES = {"linear": Linear(), "pixel-linear": PixelLinear()}
@@ -217,6 +217,28 @@ def test_disagreeing_metrics_are_reported():
     (note,) = [n for n in ranked(planted(1, 1), opposite, score_probes=()).notes if "reverse" in n]
     assert "'laplacian' puts 't4' above 't0' and 'cosine' the reverse" in note
     assert "-1.00" in note
+
+
+def test_places_follow_the_score_where_suppression_and_probes_point_apart():
+    base = np.random.default_rng(0).lognormal(0, 0.5, (N, CELLS))
+    techniques = {"still": evidence(base, 0.7, 0.6, 2), "reader": evidence(base, 0.95, 0.95, 3)}
+    first, second = rank(
+        evidence(base, 1.0, 0.6, 1),
+        techniques,
+        measures=PROBES,
+        score_metrics=METRICS,
+        score_probes=tuple(PROBES),
+        seed=0,
+    ).entries
+    assert (first.name, second.name) == ("reader", "still") and first.rank < second.rank
+    assert first.mean_suppression.value < second.mean_suppression.value
+
+
+def test_a_verdict_needs_both_the_p_and_the_interval():
+    better, worse, unsure = (Interval(v, v - 0.2, v + 0.2, N) for v in (0.3, -0.3, 0.1))
+    assert _verdict(better, 0.05, 0.05) == "better" and _verdict(worse, 0.01, 0.05) == "worse"
+    assert _verdict(better, 0.06, 0.05) == _verdict(unsure, 0.01, 0.05) == "none"
+    assert _verdict(Interval(1.0, 0.9, 1.0, N), 0.01, 0.05) == "better"
 
 
 def test_many_disagreements_are_cut_to_the_strongest():

@@ -75,6 +75,8 @@ def test_degenerate_statistics_get_an_explicit_interval_and_no_warning():
         assert paired_bca(lambda i: np.zeros(i.shape[:-1]), 10, seed=0) == Interval(0.0, 0.0, 0.0, 10)
         half = paired_bca(lambda i: 0.5 * np.ones(i.shape[:-1]), 10, seed=0)
         assert (half.low, half.value, half.high) == (0.5, 0.5, 0.5)
+        dust = paired_bca(lambda i: 1e-14 * i.mean(-1), 10, seed=0)
+        assert dust.low == dust.value == dust.high
         nan = paired_bca(lambda i: np.full(i.shape[:-1], np.nan), 10, seed=0)
         assert math.isnan(nan.value) and math.isnan(nan.low) and math.isnan(nan.high)
         one = paired_bca(lambda i: (i + 2.0).mean(-1), 1, seed=0)
@@ -101,6 +103,7 @@ def test_swap_p_agrees_with_scipy_and_is_never_zero():
     assert swap_p(mean_swapped, 40, permutations=20_000, seed=0) == pytest.approx(expected, abs=0.01)
     sure = swap_p(lambda s: np.where(s, -1.0, 1.0).mean(-1), 40, permutations=999, seed=0)
     assert sure == 1 / 1000
+    assert swap_p(lambda s: np.where(s, -1.0, 1.0).mean(-1), 40, seed=0) == 1 / 2001
     assert swap_p(lambda s: np.zeros(s.shape[:-1]), 40, permutations=100, seed=0) == 1.0
     assert math.isnan(swap_p(lambda s: np.full(s.shape[:-1], np.nan), 40, permutations=100, seed=0))
 

@@ -271,6 +271,154 @@ def test_tallies_of_neighbouring_slices_join_to_the_whole(bench: Bench) -> None:
         _same(whole, joined)
 
 
+class Witness(Slope):
+    """Looks at what a pass is shown with; gives nothing."""
+
+    name, needs = "witness", frozenset()
+
+    def measure(self, seen: Pass) -> Any:
+        first = {"request": seen.request.x_t[0, :, 0, 0].tolist(), "again": seen.again}
+        for what in ("response", "reference", "own"):
+            features = getattr(seen, what)
+            features = features.features if what == "response" else features
+            first[what] = features["sum"][0, :, 0, 0].tolist()
+        self.seen = first
+        return torch.zeros(len(seen.request.batch))
+
+
+def test_a_metric_of_whole_passes_is_shown_both_references_and_no_way_to_pass_again_unless_it_asks() -> None:
+    config = make_config({"timesteps": (1,), "seeds": 1, "layers": ("sum",), "image_samples": 0, "folds": 2})
+    witness = Witness()
+    measure(prepare(ClosedForm(), flat_samples(), config, [witness], []), Push())
+    assert witness.seen.pop("again") is None
+    for what, expected in (
+        ("request", [1.4, 0.6]),
+        ("response", [1.9, 1.1]),
+        ("reference", [1.0, 0.0]),
+        ("own", [1.5, 0.5]),
+    ):
+        assert witness.seen[what] == near(expected), what
+
+
+class X0(Eps):
+    name = "x0"
+
+    def error(self, *, eps: Any, eps_hat: Any, x0: Any, x0_hat: Any) -> Any:
+        return (x0_hat - x0).mean(dim=(1, 2, 3))
+
+
+class Still(Technique):
+    """Says that no seed matters."""
+
+    name, summary, seedless = "still", "still", True
+
+
+class Clean(Technique):
+    """No noise went in, so nothing is generated."""
+
+    name, summary, seedless = "clean", "clean", True
+
+    def start(self, request: Request) -> Request:
+        return request.batch.clean_request(request.conditioning)
+
+
+def test_what_starts_clean_generates_no_image_and_says_so() -> None:
+    config = make_config({"timesteps": (1,), "seeds": 1, "layers": ("sum",), "image_samples": 5, "folds": 2})
+    bench = prepare(ClosedForm(), flat_samples(), config, [Absolute(), X0()], [])
+    for batch_size in (4, 12):
+        found = measure(bench, Clean(), batch_size=batch_size)
+        assert found.image["image"].shape == (5,) and np.isnan(found.image["image"]).all()
+        assert found.reconstructions is not None
+        assert found.reconstructions.shape == (5, 2, 2, 3) and (found.reconstructions == 128).all()
+    # vanilla's x0_hat = x (1 - 0.3) / 0.8: 1.225 and 0.525 beside 1 and 0
+    np.testing.assert_allclose(measure(bench, Technique()).prediction["x0"], 0.375, rtol=1e-4)
+
+
+def test_progress_counts_noised_rows_for_every_seed(bench: Bench) -> None:
+    for technique, ticks in ((Technique(), [8, 8, 4, 4]), (Still(), [16, 8])):
+        told: list[int] = []
+        measure(bench, technique, told.append, batch_size=8)
+        assert told == ticks  # two seeds, or one that stands for both, of 12 samples: 24 in all
+
+
+def test_the_scale_of_features_and_the_time_of_a_pass(bench: Bench) -> None:
+    found = measure(bench, Technique(), batch_size=8)
+    # (1.96 + 0.36) / 2 = 1.16 and (6.76 + 3.24) / 2 = 5: 3.08 over seeds
+    np.testing.assert_allclose(found.scale, [3.08**0.5], rtol=1e-5)  # type: ignore[arg-type]
+    assert 0 < found.ms < 1000
+
+
+@pytest.mark.parametrize("batch_size", [8, 12])
+def test_the_picture_is_of_the_last_timestep_and_the_first_seed_from_the_first_samples(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    monkeypatch.setattr("gate.screening.measured.pca_image", lambda f, basis: f[:, :, 0, 0].numpy())
+    settings = {"timesteps": (1, 2), "seeds": 2, "layers": ("sum",), "image_samples": 0, "folds": 2}
+    bench = prepare(ClosedForm(), flat_samples(), make_config(settings), [Squared()], [])
+    found = measure(bench, Technique(), batch_size=batch_size)
+    np.testing.assert_allclose(found.pca, [[1.4, 0.8]] * 2, rtol=1e-5)  # type: ignore[arg-type]
+
+
+def test_one_seed_stands_for_all_where_none_plays_a_part(bench: Bench) -> None:
+    found = measure(bench, Still())
+    np.testing.assert_allclose(found.shift["cosine"][0, :, 0, 0], [0.26, 0.26], rtol=1e-5)
+    assert found.shift["cosine@own"].shape == (1, 2, 1, 12)
+    assert found.prediction["eps"].shape == (1, 2, 12) and found.counts["linear"].shape == (1, 2, 12, 2, 2)
+
+
+def test_reconstructions_are_kept_as_pixels(bench: Bench) -> None:
+    kept = measure(bench, Technique()).reconstructions  # 1.4 and 0.8 times 128: 179.2 and 102.4
+    assert kept is not None and kept.shape == (2, 2, 2, 3)
+    assert (kept == [179, 102, 0]).all()
+
+
+class Pair(Squared):
+    """Two columns."""
+
+    name, columns_each = "pair", 2
+
+    def shift(self, features: Any, reference: Any) -> Any:
+        found = super().shift(features, reference)
+        return torch.stack([found, 2 * found], dim=-1)
+
+    def error_of_sums(self, sums: Any, n: Any) -> Any:
+        return sums[..., 0] / sums[..., 1]
+
+
+def test_columns_of_a_metric_are_the_last_axis() -> None:
+    config = make_config({"timesteps": (1,), "seeds": 2, "layers": ("sum",), "image_samples": 0, "folds": 2})
+    bench = prepare(ClosedForm(), flat_samples(), config, [Pair()], [])
+    found = measure(bench, Technique())
+    assert found.shift["pair"].shape == (1, 2, 1, 12, 2)
+    np.testing.assert_allclose(found.shift["pair"][0, :, 0, 0], [[0.26, 0.52], [2.9, 5.8]], rtol=1e-5)
+    pair = results_module._evidence(bench, found).shifts["pair"]  # over seeds, a cell for the one layer
+    assert pair.shape == (12, 1, 2)
+    np.testing.assert_allclose(pair[0], [[1.58, 3.16]], rtol=1e-5)
+
+
+class SetOfSigns(Sign):
+    """A statistic of the set, by a formula that does not matter here."""
+
+    name = "set-of-signs"
+
+    def error_of_set(self, columns: Any, multiplicities: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_each_seed_is_a_cell_of_a_statistic_of_the_set() -> None:
+    values = np.arange(48).reshape(2, 3, 4, 2)  # (t, s, n, columns)
+    cells = results_module._over_seeds(SetOfSigns(), values)
+    assert cells.shape == (4, 6, 2)
+    assert np.array_equal(cells[1, 4], values[1, 1, 1])
+
+
+def test_sums_over_seeds_have_room_and_scales_are_geometric_means() -> None:
+    for most, room in ((16000, np.int16), (17000, np.int32)):  # twice 16383 is the last that fits
+        assert results_module._room(np.full((1, 2, 3, 2, 2), most, np.int16)) is room
+    loud, plain = (Measured(scale=np.array(s, np.float32)) for s in ([4.0, 8.0], [2.0, 1.0]))
+    assert results_module._scale(loud, plain) == near(4)  # of 2 and 8
+
+
 def _same(a: Measured, b: Measured) -> None:
     for name in ("shift", "prediction", "counts", "image"):
         ours, theirs = getattr(a, name), getattr(b, name)
