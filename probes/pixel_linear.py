@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gate.probe import Folds, Probe, chunks, grid_mask, map_counts, require_truth
+from gate.probe import Folds, Probe, chunks, grid_mask, map_counts, require_truth, unchecked
 from gate.sample import SampleSet
 
 Array = npt.NDArray[Any]
@@ -33,14 +33,12 @@ class PixelLinear(Probe):
 
     def __init__(self, *, alpha: float = ALPHA, positions: int | None = POSITIONS, seed: int = 0) -> None:
         self.alpha, self.positions, self.seed = alpha, positions, seed
+        self._known: tuple[SampleSet, tuple[int, int], Array, list[Array]] | None = None
 
     def evaluate(self, features: Array, samples: SampleSet, folds: Folds) -> npt.NDArray[np.int64]:
         k = require_truth(samples, features, folds, "masks")
         n, c, h, w = features.shape
-        truth = np.stack(
-            [grid_mask(s.mask, (h, w), k).ravel() for s in samples if s.mask is not None]
-        )  # (n, h w)
-        chosen = [self._choose(row, s.id) for row, s in zip(truth, samples, strict=True)]
+        truth, chosen = self._truth(samples, (h, w), k)
         rows = [
             feature.reshape(c, h * w)[:, at].T
             for part, maps in chunks(features)
@@ -60,6 +58,15 @@ class PixelLinear(Probe):
                 response = np.matmul(weights, flat) + bias[:, None]  # (m, k', h w)
                 predicted[tested] = present[response.argmax(axis=1)]
         return map_counts(truth, predicted, k)
+
+    def _truth(self, samples: SampleSet, grid: tuple[int, int], k: int) -> tuple[Array, list[Array]]:
+        """Classes of all positions, (n, h w), and the training positions of each sample: one set for all techniques."""
+        known = self._known
+        if known is None or known[0] is not samples or known[1] != grid:
+            truth = np.stack([grid_mask(s.mask, grid, k).ravel() for s in samples if s.mask is not None])
+            chosen = [self._choose(row, s.id) for row, s in zip(truth, samples, strict=True)]
+            self._known = known = samples, grid, truth, chosen
+        return known[2], known[3]
 
     def _choose(self, truth: Array, identity: str) -> Array:
         """Training positions of a sample, ascending: round robin over its classes, each in random order."""
@@ -90,6 +97,9 @@ def fit_ridge(rows: Array, y: Array, alpha: float) -> tuple[Array, Array, Array]
     std[std == 0] = 1
     standard = (rows - mean) / std
     targets = np.eye(len(present), dtype=rows.dtype)[index]
-    model = Ridge(alpha=alpha, copy_X=False, solver="cholesky").fit(standard, targets, sample_weight=weight)
+    with unchecked():
+        model = Ridge(alpha=alpha, copy_X=False, solver="cholesky").fit(
+            standard, targets, sample_weight=weight
+        )
     weights = np.atleast_2d(model.coef_) / std
     return weights, model.intercept_ - weights @ mean, present
