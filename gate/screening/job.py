@@ -137,7 +137,6 @@ def _drop_if_empty(folder: Path) -> None:
 
 def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) -> Screening:
     from gate.screening.bench import open_bench
-    from gate.screening.results import assemble
 
     began = time.perf_counter()
     bench = open_bench(config, scratch=folder / "parts", log=log)
@@ -164,6 +163,8 @@ def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) ->
     if not any(name != VANILLA for name in measured):
         reasons = "; ".join(f"{s['name']}: {s['reason']}" for s in skipped[:3])
         raise ConfigurationError(f"No technique could be screened. {reasons}")
+    from gate.screening.results import assemble  # scipy: with workers, it is there by now
+
     results, arrays, pictures = assemble(bench, measured, skipped)
     results = {**results, **run, "seconds": time.perf_counter() - began}
     write_arrays(folder / "scores.safetensors", arrays)

@@ -22,9 +22,6 @@ from gate.runs.schema import Results
 from gate.screening import Screening, screen
 
 GOLDEN = Path(__file__).with_name("golden.json")
-pytestmark = pytest.mark.skipif(
-    not GOLDEN.is_file() and os.environ.get("GATE_GOLDEN") != "write", reason="golden.json is not written yet"
-)
 RELATIVE, SHARE, COUNTED = 1e-3, 2e-3, 1e-2
 
 
