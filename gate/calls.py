@@ -145,11 +145,12 @@ class Memo:
             self.rows += len(kept.prediction)
             self.seconds += kept.seconds
             x0 = request.batch.backbone.schedule.x0_from(kept.prediction, request.x_t, request.t)
-            return Response(kept.prediction, x0, {layer: kept.features[layer] for layer in layers})
+            # as tensors of their own, that what is kept with them ends with them (`gate.metric.kept`)
+            return Response(kept.prediction, x0, {layer: kept.features[layer].detach() for layer in layers})
         began = time.perf_counter()
         response = make(request, layers)
         if kept is None or request is self.own:
-            features = response.features if request is self.own else {}
+            features = {k: v.detach() for k, v in response.features.items()} if request is self.own else {}
             self._keep(key, Kept(response.prediction, features, time.perf_counter() - began))
         return response
 

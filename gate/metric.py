@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Compares", "Direction", "Metric", "Need", "Pass", "as_float", "length", "same_shape"]
 
+T = TypeVar("T")
 Singles = npt.NDArray[np.float32]
 Compares = Literal["feature", "prediction", "image", "pass"]
 Need = Literal["features", "predictions", "latents", "gradients", "second-pass"]
@@ -145,6 +146,21 @@ class Metric(Measure):
         return PluginError(
             f"Metric {self.name!r} compares {self.compares!r}: it has `{_METHODS[self.compares]}`, not `{asked}`."
         )
+
+
+def kept(tensor: Tensor, name: str, make: Callable[[Tensor], T]) -> T:
+    """make(tensor), once while the tensor lives and is not written to. name: of what is made, one for each formula.
+
+    A reference is the same tensor in every pass of a batch, and a feature beside both references.
+    """
+    if tensor.is_inference():  # it does not say whether it was written to
+        return make(tensor)
+    held = vars(tensor).setdefault("_gate_kept", {})
+    key = name, tensor._version
+    if key not in held:
+        held[key] = make(tensor)
+    made: T = held[key]
+    return made
 
 
 def as_float(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -199,6 +199,8 @@ def _names_problem(cls: type[Technique]) -> str:
         return f"aliases must map old names to new ones, got {aliases!r}"
     if isinstance(compositions, str) or not isinstance(compositions, Iterable):
         return f"compositions must be a tuple of names with '+', got {compositions!r}"
+    if isinstance(getattr(cls, "control", None), bool):
+        return "the fact `control` is called `negative_control` now; without it, a control could win"
     for further in (*variants, *aliases):
         if problem := name_problem(further):
             return f"among its variants and aliases {problem}"

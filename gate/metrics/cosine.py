@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gate.metric import Metric, as_float, length, same_shape
+from gate.metric import Metric, as_float, kept, length, same_shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,12 +21,18 @@ def cosine_shift(f: Tensor, f_ref: Tensor) -> Tensor:
 
     same_shape(f, f_ref, "Feature and reference")
     f, f_ref = as_float(f, f_ref)
-    norm, norm_ref = length(f), length(f_ref)  # (b, 1, h, w)
-    zero, zero_ref = norm == 0, norm_ref == 0  # NaN is not zero, and so is passed on
-    unit = f / torch.where(zero, torch.ones_like(norm), norm)
-    unit_ref = f_ref / torch.where(zero_ref, torch.ones_like(norm_ref), norm_ref)
+    (unit, zero), (unit_ref, zero_ref) = (kept(x, "unit", _unit) for x in (f, f_ref))
     half = 0.5 * (unit - unit_ref).square().sum(dim=1, keepdim=True)
     return torch.where(zero == zero_ref, half, torch.ones_like(half)).mean(dim=(1, 2, 3))
+
+
+def _unit(f: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors, (b, c, h, w), and where there is none, (b, 1, h, w); NaN is not zero, and so is passed on."""
+    import torch
+
+    norm = length(f)
+    zero = norm == 0
+    return f / torch.where(zero, torch.ones_like(norm), norm), zero
 
 
 class Cosine(Metric):

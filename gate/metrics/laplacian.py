@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gate.metric import Metric, as_float, length, same_shape
+from gate.metric import Metric, as_float, kept, length, same_shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,9 +38,13 @@ def laplacian_difference(f: Tensor, f_ref: Tensor) -> Tensor:
     """
     same_shape(f, f_ref, "Feature and reference")
     f, f_ref = as_float(f, f_ref)
-    magnitude = length(laplacian(f))  # (b, 1, h, w)
-    magnitude_ref = length(laplacian(f_ref))
+    magnitude, magnitude_ref = (kept(x, "laplacian", laplacian_magnitude) for x in (f, f_ref))
     return (magnitude_ref - magnitude).abs().sum(dim=(1, 2, 3))
+
+
+def laplacian_magnitude(f: Tensor) -> Tensor:
+    """||Lap(F)[:, i, j]||_2, (b, c, h, w) -> (b, 1, h, w)."""
+    return length(laplacian(f))
 
 
 class Laplacian(Metric):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gate.metric import Metric, as_float, same_shape
+from gate.metric import Metric, as_float, kept, same_shape
 from gate.metrics.laplacian import laplacian_difference
 
 if TYPE_CHECKING:
@@ -30,6 +30,11 @@ def channel_scale(f_ref: Tensor) -> Tensor:
     return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
+def _scaled(f_ref: Tensor) -> tuple[Tensor, Tensor]:
+    scale = channel_scale(f_ref)
+    return scale, f_ref / scale
+
+
 class LaplacianNormalised(Metric):
     """Eq. 1 with each channel in units of the reference's deviation, so that every channel speaks equally
     loud.
@@ -53,5 +58,5 @@ class LaplacianNormalised(Metric):
     def shift(self, features: Tensor, reference: Tensor) -> Tensor:
         same_shape(features, reference, "Feature and reference")
         features, reference = as_float(features, reference)
-        scale = channel_scale(reference)
-        return laplacian_difference(features / scale, reference / scale)
+        scale, scaled = kept(reference, "channel-scaled", _scaled)
+        return laplacian_difference(features / scale, scaled)

@@ -85,6 +85,7 @@ class Tally:
         self.squares = torch.zeros(len(plan.layers), dtype=torch.float64)
         self.passes = self.call_rows = self.condition_rows = self.seconds = 0.0
         self.own: dict[str, Tensor] = {}
+        self.reference: dict[str, Tensor] = {}
         self.own_rows = slice(0, 0)
         self.images: list[Tensor] = []
         self.generated = min(config.image_samples, len(plan.samples))
@@ -95,6 +96,7 @@ class Tally:
         n = len(passed.request.batch)
         if passed.is_reference:
             self.own, self.own_rows = passed.response.features, passed.rows
+            self.reference = self.bench.reference(passed.rows).features  # the same tensors for all its passes
             calls, seconds = passed.conditioned
             self.condition_rows += calls * n
             self.seconds += seconds
@@ -123,10 +125,9 @@ class Tally:
         return self.maps[cell]
 
     def _shift(self, passed: Passed, cell: Cell, rows: slice) -> None:
-        reference = self.bench.reference(passed.rows).features
         for j, layer in enumerate(self.plan.layers):
             feature = passed.response.features[layer].float()
-            for key, f_ref in (("", reference[layer].float()), ("@own", self.own[layer].float())):
+            for key, f_ref in (("", self.reference[layer].float()), ("@own", self.own[layer].float())):
                 for metric in self.bench.comparing("feature"):
                     shift = metric.rows(metric.shift(feature, f_ref), len(feature))
                     self.out.shift[metric.name + key][(*cell, j, rows)] = shift
@@ -155,7 +156,7 @@ class Tally:
         return Pass(
             passed.request,
             passed.response,
-            self.bench.reference(passed.rows).features,
+            self.reference,
             self.own,
             again if metric.needs & {"gradients", "second-pass"} else None,
         )

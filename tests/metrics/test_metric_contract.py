@@ -107,6 +107,21 @@ def test_shapes_that_would_broadcast_are_refused(cls):
         measure(metric, a, b[:1])
 
 
+@pytest.mark.parametrize("cls", [Laplacian, LaplacianNormalised, Cosine])
+def test_what_is_kept_of_a_reference_follows_what_is_written_to_it(cls):
+    metric = cls()
+    a, b = pair(*shape_for(metric))
+    first = measure(metric, a, b)
+    assert torch.equal(measure(metric, a, b), first)
+    b.mul_(3).add_(a)
+    assert torch.equal(measure(metric, a, b), measure(metric, a.clone(), b.clone()))
+    with torch.inference_mode():
+        c = b * 2
+        before = measure(metric, a, c)
+        c.copy_(a)
+        assert (measure(metric, a, c) < before).all()
+
+
 def test_the_wrong_method_is_refused_by_name():
     f = torch.zeros(1, 3, 4, 4)
     with pytest.raises(PluginError, match="'eps' compares 'prediction': it has `error`, not `shift`"):

@@ -123,6 +123,20 @@ class Twice(Technique):
         return call_next(request).with_(prediction=prediction, x0=x0)
 
 
+class Downhill(Technique):
+    """A step down the gradient of ||eps_hat||^2 = ||x / 2||^2, which is x / 2: the latent is halved."""
+
+    name, summary = "downhill", "downhill"
+
+    def denoise(self, request: Request, call_next: Any) -> Response:
+        with torch.enable_grad():
+            x = request.x_t.clone().requires_grad_()
+            away = (x * request.batch.x0).sum() * 0  # what is given may be part of the graph
+            loss = call_next(request.with_(x_t=x)).prediction.square().sum() + away
+            (slope,) = torch.autograd.grad(loss, x)
+        return call_next(request.with_(x_t=request.x_t - slope))
+
+
 class Leaking(Twice):
     name, leak = "leaking", "it is said to"
 
@@ -208,6 +222,14 @@ def test_an_error_of_x0_becomes_one_of_eps_by_a_over_s(bench: Bench) -> None:
     found = measure(bench, Lower())
     # eps_hat = (1.1, 0.7) and (1.7, 1.3): (0.01 + 0.09) / 2 and (1.69 + 2.89) / 2
     np.testing.assert_allclose(found.prediction["eps"][0, :, 0], [0.05, 2.29], rtol=1e-4)
+
+
+def test_a_technique_may_take_gradients(bench: Bench) -> None:
+    found = measure(bench, Downhill())
+    # eps_hat = x / 4, x0_hat = (x / 2 - 0.6 x / 4) / 0.8 = 7 x / 16: (0.6125, 0.2625) and (1.1375, 0.7875); the noise
+    # that they imply at x_t is (1.516667, 0.65) and (2.816667, 1.95)
+    np.testing.assert_allclose(found.prediction["eps"][0, :, 0], [0.194722, 0.568056], rtol=1e-4)
+    assert found.calls == 2
 
 
 def test_shares_of_vanillas_error_over_both_seeds(assembled: Any) -> None:

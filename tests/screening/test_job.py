@@ -13,9 +13,13 @@ from PIL import Image
 import gate.screening.measure
 from gate.data import load_data
 from gate.errors import ConfigurationError, UsageError
+from gate.registry import create_technique
 from gate.runs.directory import open_run
 from gate.runs.schema import SCHEMA_VERSION
 from gate.screening import Interrupted, Screening, resume, screen
+from gate.screening.bench import open_bench
+from gate.screening.config import make_config
+from gate.screening.measure import measure as measure_alone
 
 SMALL: dict[str, Any] = {
     "techniques": ("prompt", "freeu"),
@@ -96,6 +100,18 @@ def test_batch_sizes_one_and_eight_agree(tmp_path: Path) -> None:
         if key.startswith(("shift", "prediction", "image")):
             scale = np.abs(one[key]).max()
             np.testing.assert_allclose(one[key] / scale, eight[key] / scale, rtol=0, atol=1e-5, err_msg=key)
+
+
+def test_a_bench_is_made_again_from_its_configuration_alone(done: Screening) -> None:
+    """As a process elsewhere would: out of the JSON in run.json, and nothing else."""
+    config = make_config(json.loads((done.path / "run.json").read_text(encoding="utf-8"))["config"])
+    found = measure_alone(open_bench(config), create_technique("prompt"))
+    arrays = open_run(done.path).arrays
+    row = done.results.axes.technique.index("prompt")
+    for key, values in found.shift.items():
+        assert np.array_equal(values, arrays[f"shift/{key}"][row]), key
+    for key, values in found.counts.items():
+        assert np.array_equal(values, arrays[f"probe/{key}"][row]), key
 
 
 def test_worker_processes_give_the_same_numbers(done: Screening, tmp_path: Path) -> None:
