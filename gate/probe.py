@@ -235,7 +235,9 @@ def probe_map(features: Mapping[str, Tensor], side: int = MAP_SIDE) -> Tensor:
     blocks = []
     for f in features.values():
         f = f.float()
-        if f.shape[2] >= side and f.shape[3] >= side:
+        if f.shape[2:] == (side, side):
+            pass
+        elif f.shape[2] >= side and f.shape[3] >= side:
             f = F.adaptive_avg_pool2d(f, side)
         else:
             f = F.interpolate(f, size=(side, side), mode="bilinear", align_corners=False)

@@ -60,6 +60,12 @@ def _wide(metric: Metric) -> tuple[int, ...]:
     return (metric.columns_each,) if metric.columns_each > 1 else ()
 
 
+def _mean_square(f: Tensor) -> Tensor:
+    """float64, without a copy of the feature in it."""
+    norm: Tensor = torch.linalg.vector_norm(f, dtype=torch.float64)
+    return norm.square() / f.numel()
+
+
 class Tally:
     """The fold of a technique's stream over some rows of the samples; tallies of neighbouring rows can be joined.
 
@@ -111,7 +117,7 @@ class Tally:
         features = passed.response.features
         if self.bench.probes:
             self._shelf((i, s)).put(rows, probe_map(features))
-        self.squares += n * torch.stack([f.double().square().mean() for f in features.values()]).cpu()
+        self.squares += n * torch.stack([_mean_square(f) for f in features.values()]).cpu()
         if passed.rows.start == 0 and s == 0 and i == len(self.plan.timesteps) - 1:
             self.out.pca = pca_image(features[pca_layer(features)][:PCA_SAMPLES], self.bench.pca_basis)
         self.passes += n

@@ -33,7 +33,7 @@ def draw(run: Run) -> Any:
     for axes in cells:
         axes.set_axis_off()
     for axes, (name, sheet) in zip(cells, blocks, strict=False):
-        axes.imshow(grid([[tile(picture, SIDE) for picture in sheet]], GAP))
+        axes.imshow(grid([[tile(picture, SIDE) for picture in sheet]], GAP), interpolation="none")
         axes.set_title(_short(name), fontsize=8, loc="center")
     t = results.axes.timestep[-1]
     figure.suptitle(

@@ -28,7 +28,7 @@ def draw(run: Run) -> Any:
     margin = 0.5 + 0.085 * max(len(line) for label in labels for line in label.splitlines())
     figure = look.new_figure(max(margin + INCH * count, 4.4), 1.3 + INCH * len(tiles))
     axes = figure.add_subplot()
-    axes.imshow(grid(tiles, GAP))
+    axes.imshow(grid(tiles, GAP), interpolation="none")  # SVG then takes the pixels as they are
     axes.set_anchor("E")
     axes.set_yticks([i * step + SIDE / 2 for i in range(len(labels))], labels)
     axes.set_xticks([])
