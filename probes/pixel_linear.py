@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gate.probe import Folds, Probe, chunks, grid_mask, map_counts, require_truth, unchecked
+from gate.probe import Folds, Probe, balanced_ridge, chunks, grid_mask, map_counts, require_truth
 from gate.sample import SampleSet
 
 Array = npt.NDArray[Any]
@@ -27,7 +27,7 @@ class PixelLinear(Probe):
 
     name = "pixel-linear"
     summary = "Mask class of every position from its feature vector, by ridge regression"
-    source = "Label-scarce segmentation: Baranchuk et al. 2022 (arXiv 2112.03126); sklearn.linear_model.Ridge"
+    source = "Label-scarce segmentation: Baranchuk et al. 2022 (arXiv 2112.03126); ridge in closed form"
     needs = "masks"
     figure = "miou"
 
@@ -86,20 +86,10 @@ def fit_ridge(rows: Array, y: Array, alpha: float) -> tuple[Array, Array, Array]
     """Ridge onto one-hot targets with balanced classes and standardised columns, folded into one affine map.
 
     rows: (m, c) float32; y: (m,) int. Returns weights (k', c) and bias (k',) float32 for raw rows, and the k'
-    classes that occur (k',). Weights of rows are m / (k' count(class)), as scikit-learn's "balanced", and sum
-    to m.
+    classes that occur (k',).
     """
-    from sklearn.linear_model import Ridge
-
-    present, index, count = np.unique(y, return_inverse=True, return_counts=True)
-    weight = (len(y) / (len(present) * count))[index].astype(rows.dtype)
     mean, std = rows.mean(axis=0), rows.std(axis=0)
     std[std == 0] = 1
-    standard = (rows - mean) / std
-    targets = np.eye(len(present), dtype=rows.dtype)[index]
-    with unchecked():
-        model = Ridge(alpha=alpha, copy_X=False, solver="cholesky").fit(
-            standard, targets, sample_weight=weight
-        )
-    weights = np.atleast_2d(model.coef_) / std
-    return weights, model.intercept_ - weights @ mean, present
+    weights, bias, present = balanced_ridge((rows - mean) / std, y, alpha)
+    folded = weights.T / std
+    return folded, bias - folded @ mean, present

@@ -30,7 +30,7 @@ SMALL_IMAGE = 128  # px; larger backbones fill the cores, and the memory, alone
 POLL_SECONDS = 0.2
 # libraries with threads of their own, there before the workers limit them: one that comes later starts as many as it
 # likes, and two workers then hinder each other
-THREADED = ("scipy.linalg", "sklearn.linear_model", "sklearn.neighbors", "sklearn.preprocessing")
+THREADED = ("scipy.linalg", "sklearn.neighbors")
 # what the end of a screening needs: a second and a half of imports on one core, done while the workers measure
 AFTERWARDS = ("gate.screening.results", "gate.report.figures.ranking", "gate.report.figures.reconstructions")
 
