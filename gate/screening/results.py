@@ -97,17 +97,17 @@ def _evidence(bench: Bench, m: Measured) -> Evidence:
 
 
 def _over_seeds(probe: Measure, values: NDArray[Any]) -> NDArray[Any]:
-    """(t, s, n, ...) -> (n, t, ...); of a statistic of the set (n, t s, ...)."""
+    """(t, s, n, ...) -> (n, t, ...): counts add up, other numbers are averaged; of a set (n, t s, ...)."""
+    if probe.is_additive and values.dtype != np.int16:
+        return np.asarray(values.mean(axis=1, dtype=np.float64).swapaxes(0, 1))
     if probe.is_additive:
         total = values[:, 0].copy() if values.shape[1] == 1 else values.sum(axis=1, dtype=_room(values))
         return np.asarray(total.swapaxes(0, 1))
     return np.moveaxis(values.reshape(-1, *values.shape[2:]), 1, 0)
 
 
-def _room(values: NDArray[Any]) -> Any:
+def _room(values: NDArray[np.int16]) -> Any:
     """A type that holds the sum over seeds: counts stay small where they can, for there are many techniques."""
-    if values.dtype != np.int16:
-        return np.float64
     return np.int16 if int(values.max(initial=0)) * values.shape[1] <= np.iinfo(np.int16).max else np.int32
 
 

@@ -20,9 +20,8 @@ from tests.mutation.trial import Outcome, trial, warm
 ROOT = Path(__file__).parents[2]
 EXPLAINED = Path(__file__).with_name("explained.txt")
 
-MEASURING = (
-    "tests/screening/test_evidence.py",
-)  # on paper, in seconds; the other tests of measuring take minutes
+# on paper, in seconds; the other tests of measuring take minutes
+MEASURING = ("tests/screening/test_evidence.py", "tests/screening/test_results.py")
 RANKING = ("tests/ranking/test_measures.py", "tests/ranking/test_notes.py", "tests/ranking/test_rank.py")
 METRICS = "tests/metrics/test_metric_contract.py"
 PROBES = ("tests/probes/test_probes.py", "tests/probes/test_folds_and_figures.py")
