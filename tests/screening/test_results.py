@@ -1,4 +1,4 @@
-"""What results.json says beside the shares: score probes, notes, pictures, and what a technique without a picture has."""
+"""What results say beside the shares: score probes, notes, pictures, and what a technique without a picture has."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def made(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Any]:
 
 
 def test_one_probe_scores_the_first_that_there_is(made: Any) -> None:
-    results, arrays, pictures = made
+    results, _, _ = made
     assert list(results["score"]["probes"]) == ["pixel-linear"]
     assert set(results["vanilla"]["probes"]) == {"linear", "pixel-linear", "idle"}
     assert results["vanilla"]["probes"]["idle"] == pytest.approx(0.25)
 
 
 def test_vanillas_figures_are_means_over_timesteps(made: Any) -> None:
-    # at t = 2, a = 0.6 and s = 0.8: x = (0.6 + 0.8 e, 0.8 e), eps_hat = x / 2. Seed 0: (1.4, 0.8), errors 0.09 and 0.36;
+    # at t = 2, a = 0.6 and s = 0.8: x = (0.6 + 0.8 e, 0.8 e), eps_hat = x / 2. Seed 0: (1.4, 0.8), errors 0.09, 0.36;
     # seed 1: (3, 2.4), errors 2.25 and 3.24. Means 0.225 and 2.745, over seeds 1.485; at t = 1 it is 1.97.
     assert made[0]["vanilla"]["metrics"]["eps"] == pytest.approx((1.97 + 1.485) / 2, abs=1e-6)
 
