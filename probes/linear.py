@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from gate.probe import Folds, Probe, balanced_ridge, classify
+from gate.probe import Folds, Probe, classify
+from gate.ridge import balanced_ridge
 from gate.sample import SampleSet
 
 Array = npt.NDArray[Any]

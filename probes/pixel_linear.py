@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gate.probe import Folds, Probe, balanced_ridge, chunks, grid_mask, map_counts, require_truth
+from gate.probe import Folds, Probe, chunks, grid_mask, map_counts, require_truth
+from gate.ridge import balanced_ridge
 from gate.sample import SampleSet
 
 Array = npt.NDArray[Any]

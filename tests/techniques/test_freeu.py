@@ -23,7 +23,8 @@ def features(name: str, batch: Batch) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("factor", ["s1", "s2", "b1", "b2"])
 def test_every_factor_acts_and_only_from_its_own_block_on(factor: str, batch: Batch) -> None:
     plain = features("", batch)
-    changed = features(f"freeu[s1=1,s2=1,b1=1,b2=1,{factor}=1.5]", batch)
+    settings = dict.fromkeys(("s1", "s2", "b1", "b2"), 1.0) | {factor: 1.5}
+    changed = features(f"freeu[{','.join(f'{k}={v}' for k, v in settings.items())}]", batch)
     assert torch.equal(plain["mid"], changed["mid"])  # it comes before; the block scales its own copy
     same = torch.allclose(plain["up0"], changed["up0"], atol=1e-6)  # to the rounding of a Fourier pair
     assert same == factor.endswith("2")
