@@ -55,7 +55,7 @@ def examined(
     by_name: Callable[[str], T],
     checks: Callable[[T], Sequence[tuple[str, Check]]],
 ) -> CheckReport:
-    """Make the plug-in where it is a name or a class, and put it through its checks; one that can't be made has failed."""
+    """Make the plug-in where it is a name or a class, and put it through its checks; failing that is a finding."""
     try:
         made = (
             by_name(plugin) if isinstance(plugin, str) else plugin() if isinstance(plugin, type) else plugin
