@@ -76,6 +76,8 @@ def lora_weights(backbone: Backbone, source: str, weight_name: str, scale: float
         raise MissingWeightsError(
             f"The LoRA {source!r} is not on this machine; fetch it with: hf download {source}"
         ) from error
+    if metadata:  # peft imports the module that `megatron_core` names
+        metadata = {key: value for key, value in metadata.items() if "megatron" not in key}
     before = {name: parameter.detach().clone() for name, parameter in _parameters(backbone).items()}
     marks = {name: dict(vars(module)) for name, module in parts.items()}
     try:
