@@ -28,11 +28,11 @@ def load_parts(
     try:
         for part in names:
             where = folder / part
+            cls: Any = trusted_class(name, part, *part_of(index, part))
+            refuse_extras(name, where)
             if part == "scheduler":
                 parts[part] = json.loads((where / "scheduler_config.json").read_text(encoding="utf-8"))
                 continue
-            refuse_extras(name, where)
-            cls: Any = trusted_class(name, part, *part_of(index, part))
             if not issubclass(cls, nn.Module):
                 parts[part] = cls.from_pretrained(where, local_files_only=True, trust_remote_code=False)
                 continue

@@ -60,7 +60,9 @@ def trusted_class(name: str, part: str, library: str, cls: str) -> type[Any]:
             "and docs/backbones.md lists the pipelines that it reads."
         )
     module: Any = (
-        getattr(diffusers.pipelines, library, None) if library == "kolors" else importlib.import_module(library)
+        getattr(diffusers.pipelines, library, None)
+        if library == "kolors"
+        else importlib.import_module(library)
     )
     found: Any = getattr(module, cls, None)
     if found is None or (scheduler and not issubclass(found, diffusers.SchedulerMixin)):
