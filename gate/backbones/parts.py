@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gate.backbones.families import families
 from gate.backbones.hub import PICKLES, pipeline_folder, read_index, variant_of
 from gate.backbones.index import part_names, part_of
 from gate.backbones.trusted import refuse_extras, trusted_class
@@ -28,7 +29,7 @@ def load_parts(
     try:
         for part in names:
             where = folder / part
-            cls: Any = trusted_class(name, part, *part_of(index, part))
+            cls: Any = _class_of(name, part, index)
             refuse_extras(name, where)
             if part == "scheduler":
                 parts[part] = json.loads((where / "scheduler_config.json").read_text(encoding="utf-8"))
@@ -52,6 +53,13 @@ def load_parts(
         first = str(error).strip().splitlines()[0]
         raise MissingWeightsError(f"{name} is not complete in its folder: {first}") from error
     return parts
+
+
+def _class_of(name: str, part: str, index: Mapping[str, Any]) -> type[Any]:
+    """A part's class, which must be one of the closed list or of a family's own."""
+    every = families()
+    own = frozenset(f"diffusers.{denoiser}" for family in every for denoiser in family.denoisers)
+    return trusted_class(name, part, *part_of(index, part), own.union(*(family.parts for family in every)))
 
 
 def vae_dtype(folder: Path, dtype: torch.dtype) -> torch.dtype:
@@ -82,7 +90,7 @@ def load_single_file(
         )
     names = part_names(index)
     for part in names:
-        trusted_class(name, part, *part_of(index, part))
+        _class_of(name, part, index)
         refuse_extras(name, folder / part)
     idle = {key: None for key, entry in index.items() if isinstance(entry, list) and key not in names}
     try:

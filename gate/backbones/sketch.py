@@ -14,7 +14,7 @@ from gate.backbone import LayerInfo, is_map
 from gate.backbones.capture import capture
 from gate.backbones.hush import hushed
 from gate.backbones.layers import MEAN_MAP, cross_maps, layer_paths
-from gate.backbones.trusted import trusted_class
+from gate.errors import ConfigurationError
 
 
 def sketched_layers(family: Any, class_name: str, config: Mapping[str, Any]) -> list[LayerInfo]:
@@ -40,7 +40,13 @@ def _sketch(
     family: Any, class_name: str, config: Mapping[str, Any]
 ) -> tuple[nn.Module, Callable[[], Tensor], int]:
     """The denoiser on the meta device, its forward as the family calls it, and the latent's side."""
-    cls: Any = trusted_class("The config", "denoiser", "diffusers", class_name)
+    import diffusers
+
+    cls: Any = getattr(diffusers, class_name, None) if class_name in family.denoisers else None
+    if cls is None:
+        raise ConfigurationError(
+            f"The {family.family} family does not call {class_name}, or diffusers {diffusers.__version__} has none yet."
+        )
     with hushed():  # a config may be older or newer than this diffusers
         denoiser = cls.from_config({k: v for k, v in config.items() if not k.startswith("_")}).eval()
     made: Any = object.__new__(family)

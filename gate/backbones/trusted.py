@@ -39,20 +39,16 @@ CLASSES: Mapping[str, frozenset[str]] = {
 PROCESSORS = ("PixtralProcessor", "Qwen2VLProcessor", "Qwen2_5_VLProcessor")  # only their words are read
 
 
-def trusted_class(name: str, part: str, library: str, cls: str) -> type[Any]:
+def trusted_class(name: str, part: str, library: str, cls: str, further: frozenset[str]) -> type[Any]:
     """The class of a pipeline's part. Raises ConfigurationError where the closed list does not hold it.
 
-    The list, the denoisers of the families and what they add (`parts`), and diffusers' own schedulers.
+    further: what the installed families take besides CLASSES, as "library.Class". Any scheduler of diffusers is one.
     """
     import diffusers
 
-    from gate.backbones.families import families
-
     if part.startswith("tokenizer") and cls in PROCESSORS:
         library, cls = "transformers", "PreTrainedTokenizerFast"
-    known = {f"{home}.{one}" for home, every in CLASSES.items() for one in every}
-    for family in families():
-        known |= {*family.parts, *(f"diffusers.{denoiser}" for denoiser in family.denoisers)}
+    known = further | {f"{home}.{one}" for home, every in CLASSES.items() for one in every}
     scheduler = part == "scheduler" and library == "diffusers"
     if f"{library}.{cls}" not in known and not scheduler:
         raise ConfigurationError(
