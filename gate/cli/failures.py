@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from gate.errors import EXIT_INTERRUPTED, GateError
+from gate.errors import EXIT_INTERRUPTED, GateError, PluginError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 EXIT_BUG = 1
@@ -25,7 +25,7 @@ def guarded(command: Command) -> Command:
             return command(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
             raise
-        except (Exception, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
             if kwargs.get("debug"):
                 traceback.print_exc(file=sys.stderr)
             message, code = explain(error)
@@ -44,6 +44,11 @@ def explain(error: BaseException) -> tuple[str, int]:
             finish = "; go on with the same command and --resume"
         return f"Interrupted{finish}", EXIT_INTERRUPTED
     text = " ".join(str(error).split())
+    if isinstance(error, SystemExit):  # none of ours raises it: the command line raises typer.Exit
+        return (
+            f"gate: a plug-in ended the command (SystemExit: {text}); gate doctor lists them",
+            PluginError.exit_code,
+        )
     if isinstance(error, GateError):
         return f"gate: {text}", error.exit_code
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
