@@ -58,6 +58,12 @@ def screen(
     workers: Annotated[
         str | None, flag("Processes; auto is one per core where that pays.", "auto", "N")
     ] = None,
+    technique_timeout: Annotated[
+        float | None,
+        flag(
+            "Seconds after which a technique is stopped.", "20 times what it should take, 600 at least", "S"
+        ),
+    ] = None,
     output: Annotated[str | None, flag("A new run directory.", "runs/DATE-TIME", "RUN")] = None,
     config: Annotated[
         Path | None, typer.Option(help="A YAML file of settings; flags override it.", metavar="FILE")

@@ -1,7 +1,8 @@
-"""Measuring many techniques: one after another, or in forked worker processes with a thread each.
+"""Measuring many techniques: each in a fork of its own, as many at a time as there are cores; or one after another.
 
 On a small backbone a forward pass is hundreds of small operations: two processes of one thread finish sooner than one
-process of two threads. The workers inherit the bench, so what is shared is still computed once.
+process of two threads. A fork inherits the bench, so what is shared is computed once; it measures one technique, sends
+its numbers and dies, so whatever the technique did to weights, tensors, torch or the process itself ends with it.
 """
 
 from __future__ import annotations
@@ -9,8 +10,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
 import signal
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +34,14 @@ if TYPE_CHECKING:
 VANILLA = "vanilla"
 SMALL_IMAGE = 128  # px; larger backbones fill the cores, and the memory, alone
 POLL_SECONDS = 0.2
-# libraries with threads of their own, there before the workers limit them: one that comes later starts as many as it
-# likes, and two workers then hinder each other
+LEAST_SECONDS, TIMES_VANILLA = (
+    600.0,
+    20.0,
+)  # a technique's time: twenty times what its declared calls take, ten minutes
+# libraries with threads of their own, there before the forks limit them: one that comes later starts as many as it
+# likes, and two forks then hinder each other
 THREADED = ("scipy.linalg", "sklearn.neighbors")
-# what the end of a screening needs: a second and a half of imports on one core, done while the workers measure
+# what the end of a screening needs: a second and a half of imports on one core, done while the forks measure
 AFTERWARDS = ("gate.screening.results", "gate.report.figures.ranking", "gate.report.figures.reconstructions")
 
 
@@ -58,31 +68,118 @@ def choose_workers(bench: Bench, techniques: int) -> int:
 def attempts(
     bench: Bench, names: Sequence[str], workers: int, tick: Callable[[str, int], None]
 ) -> Iterator[Attempt]:
-    """One Attempt per name as they finish. tick(name, rows) is called as passes finish; with workers, name is ""."""
-    if workers <= 1:
-        for name in names:
-            yield attempt(bench, name, lambda rows, n=name: tick(n, rows))  # type: ignore[misc]
+    """One Attempt per name as they finish. tick(name, rows) is called as passes finish; with forks, name is ""."""
+    if workers > 1:
+        yield from _forked(bench, names, workers, tick)
         return
-    fork: Any = multiprocessing.get_context("fork")
-    counter = fork.Value("q", 0)
-    seen = 0
-    # vanilla's passes are asked for by many, so they come first; then the longest
-    order = sorted(names, key=lambda name: (name != VANILLA, -_expected_calls(name)))
+    for name in names:
+        yield attempt(bench, name, lambda rows, n=name: tick(n, rows))  # type: ignore[misc]
+
+
+def _forked(
+    bench: Bench, names: Sequence[str], workers: int, tick: Callable[[str, int], None]
+) -> Iterator[Attempt]:
     for module in THREADED if bench.probes else ():
         importlib.import_module(module)
-    with _shared_memo(bench), fork.Pool(workers, _begin, (bench, counter)) as pool:
-        results = pool.imap_unordered(_in_worker, order)
-        for module in AFTERWARDS:
-            importlib.import_module(module)
-        for _ in names:
-            while True:
-                try:
-                    finished: Attempt = results.next(timeout=POLL_SECONDS)
-                    break
-                except multiprocessing.TimeoutError:
-                    tick("", counter.value - seen)
-                    seen = counter.value
-            yield finished
+    context: Any = multiprocessing.get_context("fork")
+    counter, seen = context.Value("q", 0), 0
+    # vanilla's passes are asked for by many, so they come first; then the longest
+    waiting = sorted(names, key=lambda name: (name != VANILLA, -_expected_calls(name)))
+    running: list[_Fork] = []
+    afterwards = list(AFTERWARDS)
+    vanilla_seconds = 0.0
+    with _shared_memo(bench):
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    running.append(_Fork(context, bench, waiting.pop(0), counter))
+                if afterwards:
+                    importlib.import_module(afterwards.pop(0))
+                ready = multiprocessing.connection.wait(
+                    [w for fork in running for w in fork.waits], 0 if afterwards else POLL_SECONDS
+                )
+                tick("", counter.value - seen)
+                seen = counter.value
+                for fork in [
+                    f for f in running if f.is_over(ready, vanilla_seconds, bench.config.technique_timeout)
+                ]:
+                    running.remove(fork)
+                    vanilla_seconds = fork.seconds if fork.name == VANILLA else vanilla_seconds
+                    yield fork.result()
+        finally:
+            for fork in running:
+                fork.end()
+
+
+class _Fork:
+    """A process that measures one technique."""
+
+    def __init__(self, context: Any, bench: Bench, name: str, counter: Any) -> None:
+        for stream in (sys.stdout, sys.stderr):  # what waits in their buffers is not the child's to print
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        self.name, self.started, self.late = name, time.monotonic(), 0.0
+        self.receiver, sender = context.Pipe(duplex=False)
+        self.process = context.Process(
+            target=_measure_and_die, args=(bench, name, counter, sender), daemon=True
+        )
+        self.process.start()
+        sender.close()  # so that the pipe ends with the child
+
+    @property
+    def waits(self) -> tuple[Any, Any]:
+        """What becomes ready when there is a result, or when there will be none."""
+        return self.receiver, self.process.sentinel
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.started
+
+    def is_over(self, ready: Sequence[Any], vanilla_seconds: float, timeout: float | None) -> bool:
+        """Whether there is a result, or will be none. timeout: None is twenty times what its calls should take."""
+        if any(waited in ready for waited in self.waits):
+            return True
+        limit = timeout or (
+            max(LEAST_SECONDS, TIMES_VANILLA * vanilla_seconds * max(1.0, _expected_calls(self.name)))
+            if vanilla_seconds
+            else float("inf")
+        )
+        self.late = limit if self.seconds > limit else 0.0
+        return bool(self.late)
+
+    def result(self) -> Attempt:
+        """What it sent; else what became of it."""
+        try:
+            if not self.late and self.receiver.poll():
+                found: Attempt = pickle.loads(self.receiver.recv_bytes())
+                return found
+        except (EOFError, OSError, pickle.UnpicklingError):  # it died before, or while, it sent
+            pass
+        finally:
+            self.end()
+        return Attempt(self.name, None, self._fate(), f"Run: gate check '{self.name}'", True)
+
+    def _fate(self) -> str:
+        if self.late:
+            return f"it was stopped after {self.late:.0f} s (--technique-timeout)"
+        code = self.process.exitcode
+        if code is None or code >= 0:
+            return f"it ended its process with exit code {code} and gave no result"
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        hint = ", as happens where memory runs out" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{hint}"
+
+    def end(self) -> None:
+        """No process is left behind, whatever it does with signals."""
+        self.process.join(0.5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.receiver.close()
 
 
 @contextlib.contextmanager
@@ -139,23 +236,25 @@ def _within_memory(
             log(f"out of memory in {technique.name}: going on with batches of {size}")
 
 
-_worker: dict[str, Any] = {}  # a forked worker's bench and counter; the parent's stays empty
-
-
-def _begin(bench: Bench, counter: Any) -> None:
+def _measure_and_die(bench: Bench, name: str, counter: Any, sender: Any) -> None:
+    """In the fork. It ends without the parent's exit handlers, and without waiting for threads that it left."""
     import torch
     from threadpoolctl import threadpool_limits
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the pool
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the forks
+    os.dup2(2, 1)  # stdout is the table's, for libraries that write to it as for Python
+    sys.stdout = sys.stderr
     torch.set_num_threads(1)
-    _worker.update(bench=bench, counter=counter, limits=threadpool_limits(1))
-
-
-def _in_worker(name: str) -> Attempt:
-    counter = _worker["counter"]
 
     def tick(rows: int) -> None:
         with counter.get_lock():
             counter.value += rows
 
-    return attempt(_worker["bench"], name, tick)
+    with threadpool_limits(1):
+        try:
+            found = attempt(bench, name, tick)
+        except BaseException as error:  # SystemExit, or a stranger's own
+            found = Attempt(name, None, f"{type(error).__name__}: {error}", f"Run: gate check '{name}'", True)
+        sender.send_bytes(pickle.dumps(found))
+    sender.close()
+    os._exit(0)
