@@ -12,7 +12,7 @@ from gate.errors import PluginError
 
 Direction = Literal["lower", "higher"]
 Figure = Literal["miou", "balanced-accuracy"]
-Values = npt.NDArray[Any]  # of whatever type a metric or probe stores
+Array = npt.NDArray[Any]  # of whatever type a metric or probe stores
 DIRECTIONS = ("lower", "higher")
 SLACK = 1e-4  # of the range's largest bound: what rounding may add to a number
 
@@ -44,23 +44,23 @@ class Measure:
         """Whether sums over samples are all that the error needs."""
         return type(self).error_of_set is Measure.error_of_set
 
-    def columns(self, values: Values) -> npt.NDArray[np.float64]:
+    def columns(self, values: Array) -> npt.NDArray[np.float64]:
         """What was stored, (n, cells, ...), as float64 columns (n, cells, m), m of them a cell."""
         wide = values.reshape(*values.shape[:2], math.prod(values.shape[2:]))
         return np.ascontiguousarray(
             wide, dtype=np.float64
         )  # so that equal values give equal bits in products
 
-    def error_of_sums(self, sums: Values, n: Values) -> npt.NDArray[np.float64]:
+    def error_of_sums(self, sums: Array, n: Array) -> npt.NDArray[np.float64]:
         """The error, >= 0, of samples whose columns add up to `sums`. sums: (..., m). n: (...), how many they are."""
         mean = sums[..., 0] / n
         return np.asarray(mean - self.best if self.direction == "lower" else self.best - mean)
 
-    def error_of_set(self, columns: Values, multiplicities: Values) -> npt.NDArray[np.float64]:
+    def error_of_set(self, columns: Array, multiplicities: Array) -> npt.NDArray[np.float64]:
         """The error of resampled samples. columns: (n, m). multiplicities: (..., n), how often each occurs -> (...)."""
         return self.error_of_sums(multiplicities @ columns, multiplicities.sum(axis=-1))
 
-    def errors(self, columns: Values, multiplicities: Values) -> npt.NDArray[np.float64]:
+    def errors(self, columns: Array, multiplicities: Array) -> npt.NDArray[np.float64]:
         """The error in each cell, (..., cells). columns: (n, cells, m). multiplicities: (..., n), as `error_of_set`."""
         n, cells = columns.shape[:2]
         if not self.is_additive:
@@ -73,7 +73,7 @@ class Measure:
         """The number that an error stands for."""
         return self.best + error if self.direction == "lower" else self.best - error
 
-    def stored(self, values: Values) -> Values:
+    def stored(self, values: Array) -> Array:
         """The values as they are. Raises PluginError where the one column, which is the number, leaves `range`."""
         plain = self.is_additive and type(self).error_of_sums is Measure.error_of_sums
         low, high = self.range
@@ -108,7 +108,7 @@ def check_facts(cls: type[Measure], kind: str, wanted: tuple[str, ...]) -> None:
         )
 
 
-def share_removed(error: Values, vanilla: Values) -> npt.NDArray[np.float64]:
+def share_removed(error: Array, vanilla: Array) -> npt.NDArray[np.float64]:
     """The share of vanilla's error that is gone, 1 - error / vanilla, in (-inf, 1]: the one unit of all comparisons.
 
     Mean over cells. error, vanilla: (..., cells) >= 0 -> (...,). A cell without error in both counts as 0; one where
@@ -122,13 +122,13 @@ def share_removed(error: Values, vanilla: Values) -> npt.NDArray[np.float64]:
     return np.asarray(np.where(skipped, 0, shares).sum(axis=-1) / used, dtype=np.float64)
 
 
-def confusion_margins(counts: Values) -> npt.NDArray[np.float64]:
+def confusion_margins(counts: Array) -> npt.NDArray[np.float64]:
     """(..., k, k) confusion counts, rows true -> (..., 3, k): counts true, predicted and correct, per class."""
     parts = [counts.sum(axis=-1), counts.sum(axis=-2), np.diagonal(counts, axis1=-2, axis2=-1)]
     return np.stack(parts, axis=-2).astype(np.float64)
 
 
-def confusion_error(margins: Values, figure: Figure) -> npt.NDArray[np.float64]:
+def confusion_error(margins: Array, figure: Figure) -> npt.NDArray[np.float64]:
     """1 - figure of summed confusion counts, in [0, 1]. margins: (..., 3, k), `confusion_margins`. Returns (...,).
 
     miou: mean intersection over union; balanced-accuracy: mean recall. Both over the classes that the truth

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from gate.errors import ConfigurationError, NonFiniteError, PluginError
 from gate.machine import release
-from gate.measure import Direction, Figure, Measure, Values, check_facts, confusion_error, confusion_margins
+from gate.measure import Direction, Figure, Measure, check_facts, confusion_error, confusion_margins
 from gate.ridge import moments
 from gate.sample import MIN_SAMPLES, SampleSet
 
@@ -135,11 +135,11 @@ class Probe(Measure):
         """
         raise PluginError(f"Probe {self.name!r} must define `evaluate`.")
 
-    def columns(self, values: Values) -> npt.NDArray[np.float64]:
+    def columns(self, values: Array) -> npt.NDArray[np.float64]:
         """Counts (n, cells, k, k) as margins (n, cells, 3 k): all that a figure reads of them."""
         return super().columns(confusion_margins(values) if self.figure else values)
 
-    def error_of_sums(self, sums: Values, n: Values) -> npt.NDArray[np.float64]:
+    def error_of_sums(self, sums: Array, n: Array) -> npt.NDArray[np.float64]:
         if not self.figure:
             return super().error_of_sums(sums, n)
         return confusion_error(sums.reshape(*sums.shape[:-1], 3, -1), self.figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -9,15 +10,15 @@ import torch
 from torch import Tensor
 
 
-class Codec:
+class Codec(abc.ABC):
     """The half of a pipeline that encodes and decodes. vae: None where latents are pixels."""
 
     vae: Any = None
     device: torch.device
 
+    @abc.abstractmethod
     def _awake(self, *parts: str) -> AbstractContextManager[None]:
         """For a while, these parts are on the device."""
-        raise NotImplementedError
 
     @property
     def factor(self) -> int:

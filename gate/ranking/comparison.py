@@ -17,8 +17,8 @@ from gate.errors import IncomparableError, NonFiniteError, UsageError
 from gate.measure import Measure, share_removed
 from gate.ranking.entry import Evidence, Weights
 from gate.ranking.statistics import (
-    Array,
     Bools,
+    Floats,
     Indices,
     multiplicities,
     symmetric_share,
@@ -58,7 +58,7 @@ class Comparison:
     ) -> None:
         self.names = sorted(techniques)  # the order in which a mapping was filled must not matter
         self.measures = _measures(vanilla, measures)
-        self.vanilla: dict[Quantity, Array] = {}
+        self.vanilla: dict[Quantity, Floats] = {}
         for measure in self.measures:
             self.vanilla[measure] = measure.measure.columns(_require(vanilla, measure, "vanilla"))
         sizes = {len(columns) for columns in self.vanilla.values()}
@@ -96,7 +96,7 @@ class Comparison:
         total = sum(w for w, _ in parts)
         return {measure: w / total / len(part) for w, part in parts for measure in part}
 
-    def _columns(self, name: str, vanilla: Evidence, evidence: Evidence) -> dict[Quantity, Array]:
+    def _columns(self, name: str, vanilla: Evidence, evidence: Evidence) -> dict[Quantity, Floats]:
         columns = {}
         for measure in self.measures:
             needed = measure in self.coefficients
@@ -122,7 +122,7 @@ class Comparison:
         """Pairs of techniques whose score difference is a quantity, after all blocks."""
         return list(itertools.combinations(range(len(self.names)), 2))
 
-    def quantities(self, idx: Indices) -> Array:
+    def quantities(self, idx: Indices) -> Floats:
         """Every reported quantity of each resample. idx: (..., r) -> (techniques * block + pairs, ...)."""
         counts = multiplicities(idx, self.n)
         errors = {m: m.measure.errors(columns, counts) for m, columns in self.vanilla.items()}
@@ -146,18 +146,18 @@ class Comparison:
             out[row] = scores[i] - scores[j]
         return out
 
-    def swapped(self, name: str) -> Callable[[Bools], Array]:
+    def swapped(self, name: str) -> Callable[[Bools], Floats]:
         """The score on symmetric shares, after technique and vanilla traded places on the swapped samples."""
         columns = self.techniques[name]
         sides = {m: _Sides(m.measure, columns[m], self.vanilla[m]) for m in self.coefficients}
 
-        def statistic(swapped: Bools) -> Array:
+        def statistic(swapped: Bools) -> Floats:
             moves = swapped.astype(np.float64)
             return self._score({m: symmetric_share(*both.errors(moves)) for m, both in sides.items()})
 
         return statistic
 
-    def _score(self, shares: Mapping[Quantity, Array]) -> Array:
+    def _score(self, shares: Mapping[Quantity, Floats]) -> Floats:
         terms = [coefficient * shares[m] for m, coefficient in self.coefficients.items()]
         return np.asarray(np.sum(terms, axis=0), dtype=np.float64)
 
@@ -165,7 +165,7 @@ class Comparison:
 class _Sides:
     """A technique and vanilla, (n, cells, m) each, that trade places on some samples."""
 
-    def __init__(self, measure: Measure, technique: Array, vanilla: Array) -> None:
+    def __init__(self, measure: Measure, technique: Floats, vanilla: Floats) -> None:
         self.measure, self.shape = measure, vanilla.shape
         if measure.is_additive:
             sides = technique.reshape(len(technique), -1), vanilla.reshape(len(vanilla), -1)
@@ -174,7 +174,7 @@ class _Sides:
         else:
             self.both = np.concatenate([technique, vanilla])
 
-    def errors(self, moves: Array) -> tuple[Array, Array]:
+    def errors(self, moves: Floats) -> tuple[Floats, Floats]:
         """The technique's and vanilla's, (..., cells) each. moves: (..., n), 1 where a sample is swapped."""
         if not self.measure.is_additive:
             rows = [[1 - moves, moves], [moves, 1 - moves]]  # how often each row of both counts on this side
@@ -211,7 +211,7 @@ def _measures(vanilla: Evidence, known: Mapping[str, Measure]) -> list[Quantity]
     return measures
 
 
-def _require(evidence: Evidence, measure: Quantity, owner: str) -> Array:
+def _require(evidence: Evidence, measure: Quantity, owner: str) -> Floats:
     values = evidence.get(measure.kind, measure.name)
     if values is None:
         raise IncomparableError(
@@ -221,6 +221,6 @@ def _require(evidence: Evidence, measure: Quantity, owner: str) -> Array:
     return values
 
 
-def _has_error(measure: Quantity, columns: Array) -> bool:
+def _has_error(measure: Quantity, columns: Floats) -> bool:
     error = measure.measure.errors(columns, np.ones(len(columns)))
     return bool((error > 0).any() or np.isnan(error).any())

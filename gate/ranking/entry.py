@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gate.errors import UsageError
-from gate.ranking.statistics import Array, Interval
+from gate.ranking.statistics import Floats, Interval
 
 Basis = Literal["shift and probes", "shift only", "probes only"]
 Verdict = Literal["better", "worse", "none"]
@@ -24,10 +24,10 @@ class Evidence:
     or pixels), summed over noise seeds. What was not measured is absent.
     """
 
-    shifts: Mapping[str, Array]
-    counts: Mapping[str, Array] | None = None
+    shifts: Mapping[str, Floats]
+    counts: Mapping[str, Floats] | None = None
 
-    def get(self, kind: Literal["shift", "probe"], name: str) -> Array | None:
+    def get(self, kind: Literal["shift", "probe"], name: str) -> Floats | None:
         """The array of one metric or probe; None when not measured."""
         return self.shifts.get(name) if kind == "shift" else (self.counts or {}).get(name)
 

@@ -15,7 +15,7 @@ from gate.measure import Measure
 from gate.ranking.comparison import Comparison
 from gate.ranking.entry import Basis, Entry, Evidence, Ranking, Verdict, Weights
 from gate.ranking.notes import basis_notes, disagreements, scale_notes
-from gate.ranking.statistics import Array, Interval, group_ranks, holm, paired_bca_each, swap_p, tie_groups
+from gate.ranking.statistics import Floats, Interval, group_ranks, holm, paired_bca_each, swap_p, tie_groups
 
 EVEN = Weights()
 
@@ -75,7 +75,7 @@ def winners(ranking: Ranking, top: int = 3, *, controls: Collection[str] = ()) -
 
 
 def _entries(
-    comparison: Comparison, intervals: Sequence[Interval], p: Array, *, alpha: float
+    comparison: Comparison, intervals: Sequence[Interval], p: Floats, *, alpha: float
 ) -> tuple[Entry, ...]:
     names, block = comparison.names, comparison.block
     blocks = [intervals[i * block : (i + 1) * block] for i in range(len(names))]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-Array = NDArray[np.float64]
+Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
@@ -42,7 +42,7 @@ class Interval:
         return point < self.low or point > self.high
 
 
-def symmetric_share(error: Array, vanilla: Array) -> Array:
+def symmetric_share(error: Floats, vanilla: Floats) -> Floats:
     """Mean over cells of (vanilla - error) / (vanilla + error), in [-1, 1]; 0 where both are 0.
 
     Grows with `share_removed` in each cell and changes sign when the two trade places, as a swap test needs.
@@ -54,7 +54,7 @@ def symmetric_share(error: Array, vanilla: Array) -> Array:
     return np.asarray(shares.mean(axis=-1), dtype=np.float64)
 
 
-def multiplicities(idx: Indices, n: int) -> Array:
+def multiplicities(idx: Indices, n: int) -> Floats:
     """How often each sample occurs in each resample. idx: (..., r) in [0, n). Returns (..., n) float64.
 
     `multiplicities(idx, n) @ x` is the sum of x over each resample, as one matrix product.
@@ -66,7 +66,7 @@ def multiplicities(idx: Indices, n: int) -> Array:
 
 
 def paired_bca(
-    statistic: Callable[[Indices], Array],
+    statistic: Callable[[Indices], Floats],
     n: int,
     *,
     resamples: int = 2000,
@@ -90,7 +90,7 @@ def paired_bca(
 
 
 def paired_bca_each(
-    statistic: Callable[[Indices], Array],
+    statistic: Callable[[Indices], Floats],
     n: int,
     *,
     resamples: int = 2000,
@@ -132,7 +132,7 @@ def paired_bca_each(
 
 
 def swap_p(
-    statistic: Callable[[Bools], Array],
+    statistic: Callable[[Bools], Floats],
     n: int,
     *,
     permutations: int = 2000,
@@ -160,7 +160,7 @@ def swap_p(
     return (1 + count) / (permutations + 1)
 
 
-def holm(p: Sequence[float] | Array) -> Array:
+def holm(p: Sequence[float] | Floats) -> Floats:
     """Holm's step-down adjustment (Holm 1979): controls the family-wise error over all p.
 
     p: (m,) in [0, 1]; a NaN stays NaN and is not counted as a test. Returns (m,) in [0, 1], in p's order.
@@ -174,7 +174,7 @@ def holm(p: Sequence[float] | Array) -> Array:
     return adjusted
 
 
-def tie_groups(scores: Sequence[float] | Array, differ: Bools) -> list[list[int]]:
+def tie_groups(scores: Sequence[float] | Floats, differ: Bools) -> list[list[int]]:
     """Groups of indices that share a rank, best group first, best member first.
 
     scores: (k,), higher is better. differ: (k, k), whether i and j can be told apart.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,19 +61,19 @@ def _instance(metric: Metric | type[Metric] | str) -> Metric:
     return metric() if isinstance(metric, type) else metric
 
 
-class _Examination:
+class _Examination(abc.ABC):
     """What holds for every metric. A subclass says how it is measured: `measured(drift)`, (N, ...)."""
 
     def __init__(self, metric: Metric) -> None:
         self.metric = metric
 
+    @abc.abstractmethod
     def measured(self, drift: float, rows: slice = slice(None), turned: bool = False) -> Singles:
         """The rows that the metric gives at a drift; turned: samples in the opposite order, put back after."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def untouched(self) -> str:
         """Raises Broken where what the metric was given has changed."""
-        raise NotImplementedError
 
     def facts(self) -> str:
         metric = self.metric

@@ -108,3 +108,10 @@ def test_cosine_of_zero_vectors():
     zero, one = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
     assert Cosine().shift(zero, zero) == 0
     assert Cosine().shift(zero, one) == 1
+
+
+@pytest.mark.parametrize("shape", [(2, 40, 3, 3), (2, 3, 8, 8)])  # both forms of CKA
+def test_cka_of_a_map_without_variation(shape):
+    flat, varied = torch.ones(shape), torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    for a, b, shift in ((flat, varied, 1.0), (varied, flat, 1.0), (flat, 2 * flat, 0.0)):
+        assert Cka().shift(a, b).tolist() == [shift, shift]

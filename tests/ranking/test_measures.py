@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gate.errors import PluginError
-from gate.measure import Measure
+from gate.measure import Measure, confusion_error, confusion_margins
 from gate.metric import Metric
 from gate.probe import Probe
 from gate.ranking.comparison import Comparison
@@ -166,3 +166,17 @@ def test_facts_that_cannot_be_ranked_are_refused_where_they_are_written() -> Non
         type("Odd", (Likeness,), {"name": "odd", "needs": frozenset({"smell"})})
     with pytest.raises(PluginError, match="which lies in 0 ... 1"):
         type("Wide", (Agreement,), {"name": "wide", "figure": "miou"})
+
+
+def test_an_error_stands_for_its_number_and_a_set_of_one_column_for_its_sum() -> None:
+    assert Measure().number(0.3) == 0.3 and Likeness().number(0.3) == 0.7
+    columns, drawn = values(-0.5, 0.5, 1), np.random.default_rng(1).integers(0, 3, (4, N)).astype(float)
+    by_sums = Likeness().errors(columns[:, :, None], drawn)[:, 0]
+    np.testing.assert_allclose(Likeness().error_of_set(columns, drawn), by_sums)
+    with pytest.raises(PluginError, match="the first number is the lower one"):
+        type("Point", (Likeness,), {"name": "point", "range": (1.0, 1.0)})
+
+
+def test_one_class_alone_has_a_figure() -> None:
+    margins = confusion_margins(np.array([[3, 1], [0, 0]]))  # class 0 four times, right three times
+    assert confusion_error(margins, "balanced-accuracy") == 0.25 and confusion_error(margins, "miou") == 0.25
