@@ -38,6 +38,11 @@ def save_part(folder: Path, name: str, part: Any) -> None:
     write_arrays(_file(folder, name), arrays)
 
 
+def has_part(folder: Path, name: str) -> bool:
+    """Whether `save_part` kept this one."""
+    return _file(folder, name).is_file()
+
+
 def load_part(folder: Path, name: str, kind: type[T]) -> T | None:
     """What `save_part` kept, as the dataclass it was; None where there is nothing."""
     file = _file(folder, name)

@@ -26,7 +26,7 @@ from gate.runs.directory import (
     write_arrays,
     write_json,
 )
-from gate.runs.parts import drop_parts, load_part, save_part
+from gate.runs.parts import drop_parts, has_part, load_part, save_part
 from gate.runs.schema import Results
 from gate.screening.config import ScreenConfig, make_config
 from gate.screening.workers import VANILLA, attempts, choose_workers
@@ -208,8 +208,7 @@ def _measure_all(
     from gate.screening.measured import Measured
 
     everyone = [VANILLA, *names]
-    found: dict[str, Any] = {name: load_part(folder, name, Measured) for name in everyone}
-    todo = [name for name in everyone if found[name] is None]
+    todo = [name for name in everyone if not has_part(folder, name)]
     skipped: dict[str, dict[str, Any]] = {}
     rows = len(bench.samples) * len(bench.config.timesteps) * bench.config.seeds
     done = rows * (len(everyone) - len(todo))
@@ -219,7 +218,6 @@ def _measure_all(
             for notice in tried.notices:
                 log(notice)
             if tried.measured is not None:
-                found[tried.name] = tried.measured
                 save_part(folder, tried.name, tried.measured)
                 append_journal(folder, name=tried.name, calls=tried.measured.calls, ms=tried.measured.ms)
             elif tried.name == VANILLA:
@@ -233,7 +231,10 @@ def _measure_all(
             count.finished(tried.name, done)
     except KeyboardInterrupt as stop:
         raise Interrupted(folder) from stop
-    measured = {name: part for name, part in found.items() if part is not None}
+    parts = (
+        (name, load_part(folder, name, Measured)) for name in everyone
+    )  # nobody held them in memory until here
+    measured = {name: part for name, part in parts if part is not None}
     return measured, [skipped[name] for name in names if name in skipped]
 
 

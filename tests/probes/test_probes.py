@@ -227,3 +227,21 @@ def test_refusals(cls):
     x[3, 0, 0, 0] = np.nan
     with pytest.raises(NonFiniteError, match="NaN or infinity"):
         cls().evaluate(x, samples, folds)
+
+
+def test_a_pixel_probe_follows_its_samples_its_grid_and_what_is_labelled():
+    first, second = data(seed=0), data(seed=5)
+    known = PixelLinear()
+    for samples in (first, second, first):  # what it keeps of one set it does not use for another
+        x = features(samples, 2.0)
+        again = PixelLinear().evaluate(x, samples, make_folds(samples))
+        assert np.array_equal(known.evaluate(x, samples, make_folds(samples)), again)
+    x = features(first, 3.0)[:, :, ::2]  # 4 x 8 positions, each of which covers two rows of the mask's grid
+    assert known.evaluate(x, first, make_folds(first)).sum(axis=(1, 2)).tolist() == [32] * len(first)
+    assert Linear().alpha == PixelLinear().alpha == 1000
+    bare = [dataclasses.replace(s, mask=np.full_like(s.mask, -1, dtype=np.int16)) for s in first]
+    folds = make_folds(first)
+    kept = tuple(s if f == 0 else b for s, b, f in zip(first, bare, folds.assignment))
+    sparse = dataclasses.replace(first, samples=kept)  # held out in fold 0, and nothing is left to learn from
+    counts = known.evaluate(features(first, 3.0), sparse, folds)
+    assert counts.sum(axis=1)[folds.assignment == 0].sum(axis=0)[1:].sum() == 0  # class 0 everywhere

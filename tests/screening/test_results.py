@@ -101,8 +101,24 @@ def test_arrays_and_pictures_are_each_where_they_belong(made: Any) -> None:
     assert pictures["pca"].shape[:2] == (3, 2) and pictures["pca_image"].shape == (2, 2, 2, 3)
 
 
+def test_counts_add_up_over_seeds_other_numbers_are_averaged_and_sets_keep_them_apart() -> None:
+    class Whole(Unscored):
+        name = "whole"
+
+        def error_of_set(self, columns: Any, multiplicities: Any) -> Any:
+            return multiplicities.sum(-1)
+
+    numbers = np.arange(2 * 2 * 3, dtype=np.float32).reshape(2, 2, 3)  # timesteps, seeds, samples
+    counts = np.stack([numbers, numbers], -1).astype(np.int16)
+    over = results_module._over_seeds
+    assert over(Sign(), counts).tolist() == (counts[:, 0] + counts[:, 1]).swapaxes(0, 1).tolist()
+    assert over(Unscored(), numbers).tolist() == numbers.mean(1).T.tolist()
+    assert over(Whole(), numbers).tolist() == numbers.reshape(4, 3).T.tolist()
+
+
 def test_what_generates_nothing_has_no_picture_and_says_so(made: Any) -> None:
     results, arrays, pictures = made
+    assert results["axes"]["image_sample"] == results["axes"]["sample"][:3]
     assert row(results, "from-the-image")["images"] == {"image": None}
     assert row(results, "twice")["images"]["image"]["n"] == 3
     last = results["axes"]["technique"].index("from-the-image")
