@@ -237,7 +237,9 @@ def test_a_pixel_probe_follows_its_samples_its_grid_and_what_is_labelled():
         again = PixelLinear().evaluate(x, samples, make_folds(samples))
         assert np.array_equal(known.evaluate(x, samples, make_folds(samples)), again)
     x = features(first, 3.0)[:, :, ::2]  # 4 x 8 positions, each of which covers two rows of the mask's grid
-    assert known.evaluate(x, first, make_folds(first)).sum(axis=(1, 2)).tolist() == [32] * len(first)
+    counts = known.evaluate(x, first, make_folds(first))
+    assert counts.sum(axis=(1, 2)).tolist() == [32] * len(first)
+    assert np.trace(counts.sum(axis=0)) > 0.8 * counts.sum()
     assert Linear().alpha == PixelLinear().alpha == 1000
     bare = [dataclasses.replace(s, mask=np.full_like(s.mask, -1, dtype=np.int16)) for s in first]
     folds = make_folds(first)

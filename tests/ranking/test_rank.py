@@ -366,6 +366,9 @@ def test_what_cannot_be_compared_is_refused():
         ranked(vanilla, techniques, score_metrics=("cka",), score_probes=())
     with pytest.raises(IncomparableError, match="Nothing to rank by"):
         ranked(Evidence({"cosine": np.zeros((0, 2))}), {})
+    for shape in ((48,), (48, 2, 2, 2)):
+        with pytest.raises(IncomparableError, match=r"must be \(samples, cells\)"):
+            ranked(Evidence({"cosine": np.ones(shape)}), {}, score_probes=())
     with pytest.raises(UsageError, match="nothing says how its numbers are read"):
         ranked(vanilla, techniques, measures={})
     with pytest.raises(UsageError, match="add up to 1"):
