@@ -45,6 +45,11 @@ THREADED = ("scipy.linalg", "sklearn.neighbors")
 AFTERWARDS = ("gate.screening.results", "gate.report.figures.ranking", "gate.report.figures.reconstructions")
 
 
+LIBRARIES = frozenset(
+    {"diffusers", "peft", "sklearn", "scipy", "transformers"}
+)  # loaded once, for the forks to come
+
+
 @dataclass(frozen=True)
 class Attempt:
     """What came of one technique. failed: by an error, not by what it needs. notices: lines for the user."""
@@ -83,13 +88,21 @@ def _forked(
         importlib.import_module(module)
     context: Any = multiprocessing.get_context("fork")
     counter, seen = context.Value("q", 0), 0
-    # vanilla's passes are asked for by many, so they come first; then the longest
-    waiting = sorted(names, key=lambda name: (name != VANILLA, -_expected_calls(name)))
+    waiting = sorted(names, key=lambda name: -_expected_calls(name))  # the longest first
     running: list[_Fork] = []
     afterwards = list(AFTERWARDS)
     vanilla_seconds = 0.0
     with _shared_memo(bench):
         try:
+            if VANILLA in waiting:
+                waiting.remove(VANILLA)
+                if (
+                    waiting
+                ):  # the longest begins at once, and the other core makes what all the others will need
+                    running.append(_Fork(context, bench, waiting.pop(0), counter))
+                began = time.monotonic()
+                yield _in_the_parent(bench, counter)
+                vanilla_seconds = time.monotonic() - began
             while waiting or running:
                 while waiting and len(running) < workers:
                     running.append(_Fork(context, bench, waiting.pop(0), counter))
@@ -104,11 +117,30 @@ def _forked(
                     f for f in running if f.is_over(ready, vanilla_seconds, bench.config.technique_timeout)
                 ]:
                     running.remove(fork)
-                    vanilla_seconds = fork.seconds if fork.name == VANILLA else vanilla_seconds
-                    yield fork.result()
+                    found, modules = fork.result()
+                    afterwards += [m for m in modules if m not in sys.modules]
+                    yield found
         finally:
             for fork in running:
                 fork.end()
+
+
+def _in_the_parent(bench: Bench, counter: Any) -> Attempt:
+    """The plain backbone, on one thread: what its passes compile and load, every later fork finds done."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    def tick(rows: int) -> None:
+        with counter.get_lock():
+            counter.value += rows
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            return attempt(bench, VANILLA, tick)
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Fork:
@@ -148,17 +180,17 @@ class _Fork:
         self.late = limit if self.seconds > limit else 0.0
         return bool(self.late)
 
-    def result(self) -> Attempt:
-        """What it sent; else what became of it."""
+    def result(self) -> tuple[Attempt, list[str]]:
+        """What it sent, and which modules it had to load; else what became of it."""
         try:
             if not self.late and self.receiver.poll():
-                found: Attempt = pickle.loads(self.receiver.recv_bytes())
+                found: tuple[Attempt, list[str]] = pickle.loads(self.receiver.recv_bytes())
                 return found
         except (EOFError, OSError, pickle.UnpicklingError):  # it died before, or while, it sent
             pass
         finally:
             self.end()
-        return Attempt(self.name, None, self._fate(), f"Run: gate check '{self.name}'", True)
+        return Attempt(self.name, None, self._fate(), f"Run: gate check '{self.name}'", True), []
 
     def _fate(self) -> str:
         if self.late:
@@ -250,11 +282,13 @@ def _measure_and_die(bench: Bench, name: str, counter: Any, sender: Any) -> None
         with counter.get_lock():
             counter.value += rows
 
+    known = set(sys.modules)
     with threadpool_limits(1):
         try:
             found = attempt(bench, name, tick)
         except BaseException as error:  # SystemExit, or a stranger's own
             found = Attempt(name, None, f"{type(error).__name__}: {error}", f"Run: gate check '{name}'", True)
-        sender.send_bytes(pickle.dumps(found))
+        new = [m for m in sys.modules if m not in known and m.partition(".")[0] in LIBRARIES]
+        sender.send_bytes(pickle.dumps((found, new)))
     sender.close()
     os._exit(0)
