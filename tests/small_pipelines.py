@@ -1,5 +1,6 @@
 """Small random pipelines of every family, from diffusers' and transformers' own classes, saved as diffusers does."""
 
+# long: a builder for each family, fourteen of them, and nothing else
 from __future__ import annotations
 
 import json

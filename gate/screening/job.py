@@ -231,9 +231,8 @@ def _measure_all(
             count.finished(tried.name, done)
     except KeyboardInterrupt as stop:
         raise Interrupted(folder) from stop
-    parts = (
-        (name, load_part(folder, name, Measured)) for name in everyone
-    )  # nobody held them in memory until here
+    # nobody held them in memory until here
+    parts = ((name, load_part(folder, name, Measured)) for name in everyone)
     measured = {name: part for name, part in parts if part is not None}
     return measured, [skipped[name] for name in names if name in skipped]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gate.metric import Metric, Pass, Singles
-from gate.testing.report import Broken, Check, CheckReport, Finding, report, said
+from gate.testing.report import Broken, Check, CheckReport, examined
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,38 +27,29 @@ def check_metric(metric: Metric | type[Metric] | str, backbone: Backbone | None 
     metric: an instance, a class, or a name as on the command line. backbone: for metrics of whole passes; the embedded
     one where none is given. What the metric raises becomes a failed finding.
     """
-    name = metric if isinstance(metric, str) else metric.name
-    try:
-        made = _instance(metric)
-    except Exception as error:  # a stranger's constructor may raise anything; that is what is being checked
-        return CheckReport(name, (Finding("can be made", False, said(error)),))
-    exam = _Passes(made, backbone) if made.compares == "pass" else _Pairs(made)
-    checks: list[tuple[str, Check]] = [
-        ("states its facts", exam.facts),
-        ("one row a sample, within its range", exam.rows),
-        ("the direction is the one stated", exam.direction),
-        ("independent of batch size and order", exam.independent),
-        ("deterministic, and writes to nothing that it is given", exam.deterministic),
-        ("errors of resamples", exam.resamples),
-    ]
-    if isinstance(exam, _Pairs):
-        checks += [
-            ("passes NaN on, in its own sample", exam.nan),
-            ("scale_invariant is true", exam.scale),
-            ("takes half precision", exam.half),
-            ("takes maps of any shape", exam.shapes),
+    from gate.registry import select_plugins
+
+    def checks(made: Metric) -> list[tuple[str, Check]]:
+        exam = _Passes(made, backbone) if made.compares == "pass" else _Pairs(made)
+        found: list[tuple[str, Check]] = [
+            ("states its facts", exam.facts),
+            ("one row a sample, within its range", exam.rows),
+            ("the direction is the one stated", exam.direction),
+            ("independent of batch size and order", exam.independent),
+            ("deterministic, and writes to nothing that it is given", exam.deterministic),
+            ("errors of resamples", exam.resamples),
         ]
-    return report(name, checks)
-
-
-def _instance(metric: Metric | type[Metric] | str) -> Metric:
-    if isinstance(metric, str):
-        from gate.registry import select_plugins
-
-        [found] = select_plugins("metric", (metric,))
-        assert isinstance(found, Metric)
+        if isinstance(exam, _Pairs):
+            found += [
+                ("passes NaN on, in its own sample", exam.nan),
+                ("scale_invariant is true", exam.scale),
+                ("takes half precision", exam.half),
+                ("takes maps of any shape", exam.shapes),
+            ]
         return found
-    return metric() if isinstance(metric, type) else metric
+
+    name = metric if isinstance(metric, str) else metric.name
+    return examined(name, metric, lambda given: select_plugins("metric", (given,))[0], checks)
 
 
 class _Examination(abc.ABC):

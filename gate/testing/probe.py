@@ -10,7 +10,7 @@ import numpy as np
 from gate.errors import GateError
 from gate.probe import Array, Folds, Probe, make_folds
 from gate.sample import Sample, SampleSet
-from gate.testing.report import Broken, Check, CheckReport, Finding, report, said
+from gate.testing.report import Broken, Check, CheckReport, examined
 
 N, CLASSES, CHANNELS, SIDE = 24, 3, 8, 16
 STRENGTH = 4.0  # of the planted truth, in standard deviations of the noise
@@ -22,33 +22,23 @@ def check_probe(probe: Probe | type[Probe] | str) -> CheckReport:
 
     probe: an instance, a class, or a name as on the command line. What it raises becomes a failed finding.
     """
+    from gate.registry import select_plugins
+
+    def checks(made: Probe) -> list[tuple[str, Check]]:
+        exam = _Examination(made)
+        return [
+            ("states its facts", exam.facts),
+            ("one row a sample, finite", exam.rows),
+            ("features that hold the truth beat noise", exam.learns),
+            ("a sample is judged where it did not train", exam.held_out),
+            ("deterministic, and writes to nothing that it is given", exam.deterministic),
+            ("the order of samples changes nothing", exam.order),
+            ("errors of resamples", exam.resamples),
+            ("NaN is refused, not learned from", exam.nan),
+        ]
+
     name = probe if isinstance(probe, str) else probe.name
-    try:
-        made = _instance(probe)
-    except Exception as error:  # a stranger's constructor may raise anything; that is what is being checked
-        return CheckReport(name, (Finding("can be made", False, said(error)),))
-    exam = _Examination(made)
-    checks: list[tuple[str, Check]] = [
-        ("states its facts", exam.facts),
-        ("one row a sample, finite", exam.rows),
-        ("features that hold the truth beat noise", exam.learns),
-        ("a sample is judged where it did not train", exam.held_out),
-        ("deterministic, and writes to nothing that it is given", exam.deterministic),
-        ("the order of samples changes nothing", exam.order),
-        ("errors of resamples", exam.resamples),
-        ("NaN is refused, not learned from", exam.nan),
-    ]
-    return report(name, checks)
-
-
-def _instance(probe: Probe | type[Probe] | str) -> Probe:
-    if isinstance(probe, str):
-        from gate.registry import select_plugins
-
-        [found] = select_plugins("probe", (probe,))
-        assert isinstance(found, Probe)
-        return found
-    return probe() if isinstance(probe, type) else probe
+    return examined(name, probe, lambda given: select_plugins("probe", (given,))[0], checks)
 
 
 class _Examination:

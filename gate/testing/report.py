@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from gate.errors import PluginError
 
+T = TypeVar("T")
 Check = Callable[[], str]  # returns what was seen; raises Broken where the invariant does not hold
 
 
@@ -48,12 +49,23 @@ class Broken(Exception):
     """An invariant does not hold; the text says how."""
 
 
-def report(subject: str, checks: Sequence[tuple[str, Check]]) -> CheckReport:
-    """Every check in turn; what a plug-in raises is a finding as well."""
-    return CheckReport(subject, tuple(_find(invariant, check) for invariant, check in checks))
+def examined(
+    name: str,
+    plugin: T | type[T] | str,
+    by_name: Callable[[str], T],
+    checks: Callable[[T], Sequence[tuple[str, Check]]],
+) -> CheckReport:
+    """Make the plug-in where it is a name or a class, and put it through its checks; failing that is a finding."""
+    try:
+        made = (
+            by_name(plugin) if isinstance(plugin, str) else plugin() if isinstance(plugin, type) else plugin
+        )
+    except Exception as error:  # a stranger's constructor may raise anything; that is what is being checked
+        return CheckReport(name, (Finding("can be made", False, _said(error)),))
+    return CheckReport(name, tuple(_find(invariant, check) for invariant, check in checks(made)))
 
 
-def said(error: Exception) -> str:
+def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
@@ -63,4 +75,4 @@ def _find(invariant: str, check: Check) -> Finding:
     except Broken as error:
         return Finding(invariant, False, str(error))
     except Exception as error:  # a stranger's code may raise anything, and that is what is being checked
-        return Finding(invariant, False, said(error))
+        return Finding(invariant, False, _said(error))

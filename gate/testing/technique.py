@@ -10,7 +10,7 @@ from gate.errors import UnsuitableError
 from gate.passes import single_pass
 from gate.technique import Technique
 from gate.testing.passes import TIMESTEPS, Examination, expect_equal, fresh
-from gate.testing.report import Broken, Check, CheckReport, Finding, report, said
+from gate.testing.report import Broken, Check, CheckReport, examined
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone
@@ -33,42 +33,34 @@ def check_technique(
     """
     from gate.backbones import load_backbone
     from gate.data import load_data
+    from gate.registry import create_technique
 
-    backbone = backbone or load_backbone("tiny", device="cpu", dtype="float32")
-    chosen = samples or load_data("scenes-held-out", n=SAMPLES, size=backbone.image_size)
+    tested = backbone or load_backbone("tiny", device="cpu", dtype="float32")
+    chosen = samples or load_data("scenes-held-out", n=SAMPLES, size=tested.image_size)
+
+    def checks(made: Technique) -> list[tuple[str, Check]]:
+        exam = _Invariants(made, tested, chosen)
+        return [
+            ("states its facts", exam.facts),
+            ("serves these samples", exam.suitable),
+            ("refuses a backbone it does not serve", exam.refusal),
+            ("neutral settings are vanilla, bit for bit", exam.neutral),
+            ("detaching restores the backbone", exam.restores),
+            ("is finite", exam.finite),
+            ("deterministic in the seed", exam.deterministic),
+            ("the seed matters where it should", exam.seedless),
+            ("independent of batch size and order", exam.independent),
+            ("declared cost is the counted cost", exam.cost),
+            ("state survives a save and load", exam.round_trip),
+            ("takes clean and sampled requests", exam.other_origins),
+        ]
+
     name = technique if isinstance(technique, str) else technique.name or _class_of(technique).__name__
-    try:
-        template = _instance(technique)
-    except Exception as error:  # a stranger's constructor may raise anything; that is what is being checked
-        return CheckReport(name, (Finding("can be made", False, said(error)),))
-    exam = _Invariants(template, backbone, chosen)
-    checks: list[tuple[str, Check]] = [
-        ("states its facts", exam.facts),
-        ("serves these samples", exam.suitable),
-        ("refuses a backbone it does not serve", exam.refusal),
-        ("neutral settings are vanilla, bit for bit", exam.neutral),
-        ("detaching restores the backbone", exam.restores),
-        ("is finite", exam.finite),
-        ("deterministic in the seed", exam.deterministic),
-        ("the seed matters where it should", exam.seedless),
-        ("independent of batch size and order", exam.independent),
-        ("declared cost is the counted cost", exam.cost),
-        ("state survives a save and load", exam.round_trip),
-        ("takes clean and sampled requests", exam.other_origins),
-    ]
-    return report(name, checks)
+    return examined(name, technique, create_technique, checks)
 
 
 def _class_of(technique: Technique | type[Technique]) -> type[Technique]:
     return technique if isinstance(technique, type) else type(technique)
-
-
-def _instance(technique: Technique | type[Technique] | str) -> Technique:
-    if isinstance(technique, str):
-        from gate.registry import create_technique
-
-        return create_technique(technique)
-    return technique() if isinstance(technique, type) else technique
 
 
 def _has_neutral(technique: Technique) -> bool:

@@ -1,5 +1,6 @@
 """`gate.capture`: in the user's own loop, in a generating pipeline, joint attention, and nothing left behind."""
 
+# long: one function and all places where it is used
 from __future__ import annotations
 
 from pathlib import Path

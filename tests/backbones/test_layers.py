@@ -1,5 +1,6 @@
 """Layer ids: every name of the peer means the peer's activation; presets; costs; listing from a config alone."""
 
+# long: one table and all that is read from it
 from __future__ import annotations
 
 import json

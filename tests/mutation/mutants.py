@@ -4,6 +4,7 @@ An edit replaces bytes of the source, so that the rest of the file stays as it i
 notice is left alone: docstrings, annotations, messages of errors, asserts, decorators, `__all__`.
 """
 
+# long: one edit a rule, side by side
 from __future__ import annotations
 
 import ast

@@ -1,5 +1,6 @@
 """The ranking finds what was planted, nothing where there is nothing, and says where it can be wrong."""
 
+# long: one ranking, looked at from every side with the same planted scene
 from __future__ import annotations
 
 import math
