@@ -248,8 +248,9 @@ class PipelineBackbone(Codec, Backbone):
         active = chosen or Technique()
         wanted = resolve_layers(layers, self.layer_paths)
         self.calibrate(wanted)
-        active.check(self, samples)
-        active.fit(self, samples)
+        visible = active.visible(samples)
+        active.check(self, visible)
+        active.fit(self, visible)
         parts: dict[str, list[Tensor]] = {layer: [] for layer in wanted}
         plan = Plan(self, active, samples, (timestep,), (seed,), wanted, batch_size)
         with contextlib.closing(stream(plan)) as passes:

@@ -28,8 +28,9 @@ from gate.runs.directory import (
 )
 from gate.runs.parts import drop_parts, has_part, load_part, save_part
 from gate.runs.schema import Results
+from gate.screening.attempt import VANILLA
 from gate.screening.config import ScreenConfig, make_config
-from gate.screening.workers import VANILLA, attempts, choose_workers
+from gate.screening.workers import attempts, choose_workers
 
 Progress = Callable[[str, int, int], None]
 Log = Callable[[str], None]

@@ -18,11 +18,11 @@ from gate.ranking.rank import rank, winners
 from gate.ranking.statistics import Interval, multiplicities, paired_bca
 from gate.registry import create_technique
 from gate.runs.schema import SCHEMA_VERSION
+from gate.screening.attempt import VANILLA
 from gate.screening.bench import Bench
 from gate.screening.config import SCORE_METRICS
 from gate.screening.measured import Measured
 from gate.screening.pictures import PCA_SAMPLES, pca_image, pca_layer
-from gate.screening.workers import VANILLA
 from gate.version import __version__
 
 SCORE_PROBES = ("pixel-linear", "linear")  # the first that the samples have truth for

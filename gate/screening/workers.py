@@ -1,4 +1,5 @@
-"""Measuring many techniques: each in a fork of its own, as many at a time as there are cores; or one after another.
+"""Measuring many techniques: each in a fork of its own, as many at a time as there are cores; where nothing can be
+forked, one after another, and what all of them share is compared after each.
 
 On a small backbone a forward pass is hundreds of small operations: two processes of one thread finish sooner than one
 process of two threads. A fork inherits the bench, so what is shared is computed once; it measures one technique, sends
@@ -8,210 +9,182 @@ its numbers and dies, so whatever the technique did to weights, tensors, torch o
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
-import multiprocessing
 import multiprocessing.connection
-import os
-import pickle
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gate.errors import GateError, OutOfMemoryError, UnsuitableError
-from gate.machine import forkable_cores
-from gate.registry import create_technique
-from gate.technique import Technique
+from gate.errors import ConfigurationError
+from gate.machine import can_fork, forkable_cores
+from gate.plugins import is_ours
+from gate.screening.attempt import VANILLA, Attempt, attempt, expected_calls, failure
+from gate.screening.forks import Fork, Rows
 
 if TYPE_CHECKING:
+    from gate.intact import Intact
     from gate.screening.bench import Bench
-    from gate.screening.measured import Measured
 
-VANILLA = "vanilla"
 SMALL_IMAGE = 128  # px; larger backbones fill the cores, and the memory, alone
 POLL_SECONDS = 0.2
-LEAST_SECONDS, TIMES_VANILLA = (
-    600.0,
-    20.0,
-)  # a technique's time: twenty times what its declared calls take, ten minutes
+# a technique may take twenty times what its declared calls should, and ten minutes at least
+TIMES_VANILLA, LEAST_SECONDS = 20.0, 600.0
 # libraries with threads of their own, there before the forks limit them: one that comes later starts as many as it
 # likes, and two forks then hinder each other
 THREADED = ("scipy.linalg", "sklearn.neighbors")
 # what the end of a screening needs: a second and a half of imports on one core, done while the forks measure
 AFTERWARDS = ("gate.screening.results", "gate.report.figures.ranking", "gate.report.figures.reconstructions")
 
-
-LIBRARIES = frozenset(
-    {"diffusers", "peft", "sklearn", "scipy", "transformers"}
-)  # loaded once, for the forks to come
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What came of one technique. failed: by an error, not by what it needs. notices: lines for the user."""
-
-    name: str
-    measured: Measured | None = None
-    reason: str = ""
-    fix: str = ""
-    failed: bool = False
-    notices: tuple[str, ...] = ()
+Tick = Callable[[str, int], None]
 
 
 def choose_workers(bench: Bench, techniques: int) -> int:
     """As configured; `auto` is one per core for small backbones on a CPU that can fork, else 1."""
     if bench.config.workers != "auto":
         return min(bench.config.workers, techniques)
-    small = bench.backbone.image_size <= SMALL_IMAGE and bench.backbone.device.type == "cpu"
-    return max(1, min(forkable_cores(), techniques)) if small else 1
+    return max(1, min(forkable_cores(), techniques)) if bench.backbone.image_size <= SMALL_IMAGE else 1
 
 
-def attempts(
-    bench: Bench, names: Sequence[str], workers: int, tick: Callable[[str, int], None]
-) -> Iterator[Attempt]:
-    """One Attempt per name as they finish. tick(name, rows) is called as passes finish; with forks, name is ""."""
-    if workers > 1:
-        yield from _forked(bench, names, workers, tick)
-        return
-    for name in names:
-        yield attempt(bench, name, lambda rows, n=name: tick(n, rows))  # type: ignore[misc]
+def attempts(bench: Bench, names: Sequence[str], workers: int, tick: Tick) -> Iterator[Attempt]:
+    """One Attempt per name as they finish. tick(name, rows) is called as passes finish; with forks, name is "".
+
+    Where nothing can be forked, a technique that left something changed ends the iteration: nothing that is measured
+    after it could be trusted.
+    """
+    from gate.intact import Intact
+
+    intact = Intact(bench.backbone, bench.samples, bench.shared)
+    if can_fork() and bench.backbone.device.type == "cpu":
+        yield from _forked(bench, names, workers, tick, intact)
+    else:
+        yield from _one_after_another(bench, names, tick, intact)
+
+
+def time_limit(bench: Bench, name: str, vanilla_seconds: float) -> float:
+    """Seconds that a technique may take. vanilla_seconds: those of the plain backbone, 0 while they are not known."""
+    if bench.config.technique_timeout:
+        return bench.config.technique_timeout
+    expected = vanilla_seconds * max(1.0, expected_calls(name))
+    return max(LEAST_SECONDS, TIMES_VANILLA * expected) if vanilla_seconds else float("inf")
 
 
 def _forked(
-    bench: Bench, names: Sequence[str], workers: int, tick: Callable[[str, int], None]
+    bench: Bench, names: Sequence[str], workers: int, tick: Tick, intact: Intact
 ) -> Iterator[Attempt]:
+    import torch
+
     for module in THREADED if bench.probes else ():
         importlib.import_module(module)
-    context: Any = multiprocessing.get_context("fork")
-    counter, seen = context.Value("q", 0), 0
-    waiting = sorted(names, key=lambda name: -_expected_calls(name))  # the longest first
-    running: list[_Fork] = []
+    threads = 1 if workers > 1 else torch.get_num_threads()
+    rows = Rows()
+    waiting = sorted(names, key=lambda name: -expected_calls(name))  # the longest first
     afterwards = list(AFTERWARDS)
+    running: list[Fork] = []
     vanilla_seconds = 0.0
+
+    def start(name: str) -> None:
+        work = functools.partial(attempt, bench, name, rows.add, intact)
+        running.append(Fork(name, work, threads))
+
     with _shared_memo(bench):
         try:
             if VANILLA in waiting:
                 waiting.remove(VANILLA)
-                if (
-                    waiting
-                ):  # the longest begins at once, and the other core makes what all the others will need
-                    running.append(_Fork(context, bench, waiting.pop(0), counter))
+                if waiting and workers > 1:  # the longest begins at once
+                    start(waiting.pop(0))
                 began = time.monotonic()
-                yield _in_the_parent(bench, counter)
-                vanilla_seconds = time.monotonic() - began
+                if workers > 1 and all(is_ours(type(plugin)) for plugin in (*bench.metrics, *bench.probes)):
+                    yield _in_the_parent(bench, rows, intact)  # what it loads, the forks to come find loaded
+                    vanilla_seconds = time.monotonic() - began
+                else:
+                    start(VANILLA)
             while waiting or running:
                 while waiting and len(running) < workers:
-                    running.append(_Fork(context, bench, waiting.pop(0), counter))
+                    start(waiting.pop(0))
                 if afterwards:
                     importlib.import_module(afterwards.pop(0))
                 ready = multiprocessing.connection.wait(
-                    [w for fork in running for w in fork.waits], 0 if afterwards else POLL_SECONDS
+                    [waited for fork in running for waited in fork.waits], 0 if afterwards else POLL_SECONDS
                 )
-                tick("", counter.value - seen)
-                seen = counter.value
-                for fork in [
-                    f for f in running if f.is_over(ready, vanilla_seconds, bench.config.technique_timeout)
-                ]:
+                rows.tick(tick)
+                over = [f for f in running if f.is_over(ready, time_limit(bench, f.name, vanilla_seconds))]
+                for fork in over:
                     running.remove(fork)
                     found, modules = fork.result()
                     afterwards += [m for m in modules if m not in sys.modules]
-                    yield found
+                    if fork.name == VANILLA:
+                        vanilla_seconds = time.monotonic() - fork.started
+                    yield found or failure(fork.name, fork.fate())
         finally:
             for fork in running:
                 fork.end()
 
 
-def _in_the_parent(bench: Bench, counter: Any) -> Attempt:
-    """The plain backbone, on one thread: what its passes compile and load, every later fork finds done."""
+def _in_the_parent(bench: Bench, rows: Rows, intact: Intact) -> Attempt:
+    """The plain backbone, on one thread as in a fork."""
     import torch
     from threadpoolctl import threadpool_limits
-
-    def tick(rows: int) -> None:
-        with counter.get_lock():
-            counter.value += rows
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with threadpool_limits(1):
-            return attempt(bench, VANILLA, tick)
+            return attempt(bench, VANILLA, rows.add, intact)
     finally:
         torch.set_num_threads(threads)
 
 
-class _Fork:
-    """A process that measures one technique."""
+def _one_after_another(bench: Bench, names: Sequence[str], tick: Tick, intact: Intact) -> Iterator[Attempt]:
+    """Ours first, that a stranger's technique which ends it all ends less."""
+    import torch
 
-    def __init__(self, context: Any, bench: Bench, name: str, counter: Any) -> None:
-        for stream in (sys.stdout, sys.stderr):  # what waits in their buffers is not the child's to print
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                stream.flush()
-        self.name, self.started, self.late = name, time.monotonic(), 0.0
-        self.receiver, sender = context.Pipe(duplex=False)
-        self.process = context.Process(
-            target=_measure_and_die, args=(bench, name, counter, sender), daemon=True
-        )
-        self.process.start()
-        sender.close()  # so that the pipe ends with the child
+    threads, vanilla_seconds = torch.get_num_threads(), 0.0
+    for name in sorted(names, key=lambda name: (name != VANILLA, not _is_ours_by_name(name))):
+        began = time.monotonic()
+        with _time_is_up_after(time_limit(bench, name, vanilla_seconds)):
+            found = attempt(bench, name, functools.partial(tick, name), intact)
+        torch.set_num_threads(threads)
+        if name == VANILLA:
+            vanilla_seconds = time.monotonic() - began
+        yield found
+        if found.changed:
+            return
 
-    @property
-    def waits(self) -> tuple[Any, Any]:
-        """What becomes ready when there is a result, or when there will be none."""
-        return self.receiver, self.process.sentinel
 
-    @property
-    def seconds(self) -> float:
-        """Since it began."""
-        return time.monotonic() - self.started
+def _is_ours_by_name(name: str) -> bool:
+    from gate.registry import create_technique
+    from gate.screening.measure import ours
 
-    def is_over(self, ready: Sequence[Any], vanilla_seconds: float, timeout: float | None) -> bool:
-        """Whether there is a result, or will be none. timeout: None is twenty times what its calls should take."""
-        if any(waited in ready for waited in self.waits):
-            return True
-        limit = timeout or (
-            max(LEAST_SECONDS, TIMES_VANILLA * vanilla_seconds * max(1.0, _expected_calls(self.name)))
-            if vanilla_seconds
-            else float("inf")
-        )
-        self.late = limit if self.seconds > limit else 0.0
-        return bool(self.late)
+    try:
+        return name == VANILLA or ours(create_technique(name))
+    except BaseException:  # a stranger's constructor; `attempt` meets it again and tells it
+        return False
 
-    def result(self) -> tuple[Attempt, list[str]]:
-        """What it sent, and which modules it had to load; else what became of it."""
-        try:
-            if not self.late and self.receiver.poll():
-                found: tuple[Attempt, list[str]] = pickle.loads(self.receiver.recv_bytes())
-                return found
-        except (EOFError, OSError, pickle.UnpicklingError):  # it died before, or while, it sent
-            pass
-        finally:
-            self.end()
-        return Attempt(self.name, None, self._fate(), f"Run: gate check '{self.name}'", True), []
 
-    def _fate(self) -> str:
-        if self.late:
-            return f"it was stopped after {self.late:.0f} s (--technique-timeout)"
-        code = self.process.exitcode
-        if code is None or code >= 0:
-            return f"it ended its process with exit code {code} and gave no result"
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        hint = ", as happens where memory runs out" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{hint}"
+@contextlib.contextmanager
+def _time_is_up_after(seconds: float) -> Iterator[None]:
+    """Raises ConfigurationError in what runs too long, where there are alarms and this is the main thread."""
+    usable = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    if not usable or seconds == float("inf"):
+        yield
+        return
 
-    def end(self) -> None:
-        """No process is left behind, whatever it does with signals."""
-        self.process.join(0.5)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-        self.receiver.close()
+    def stop(*_: object) -> None:
+        raise ConfigurationError(f"it was stopped after {seconds:.0f} s (--technique-timeout)")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextlib.contextmanager
@@ -223,72 +196,3 @@ def _shared_memo(bench: Bench) -> Iterator[None]:
             yield
         finally:
             bench.memo.folder = None
-
-
-def attempt(bench: Bench, name: str, tick: Callable[[int], None]) -> Attempt:
-    """Measure one technique; an error other than an interruption becomes part of the result."""
-    notices: list[str] = []
-    try:
-        technique = Technique() if name == VANILLA else create_technique(name)
-        technique.check(bench.backbone, bench.samples)
-        return Attempt(name, _within_memory(bench, technique, tick, notices.append), notices=tuple(notices))
-    except UnsuitableError as error:
-        return Attempt(name, None, error.reason, error.fix)
-    except Exception as error:  # a technique may be a stranger's: record it, tell it, go on
-        reason = str(error) if isinstance(error, GateError) else f"{type(error).__name__}: {error}"
-        return Attempt(name, None, reason, f"Run: gate check '{name}'", True, tuple(notices))
-
-
-def _expected_calls(name: str) -> float:
-    try:
-        return 0.0 if name == VANILLA else create_technique(name).cost.total
-    except Exception:  # a stranger's constructor or cost; `attempt` meets it again and tells it
-        return 0.0
-
-
-def _within_memory(
-    bench: Bench, technique: Technique, tick: Callable[[int], None], log: Callable[[str], None]
-) -> Measured:
-    """Measure; where memory runs out, halve the batch and try again. Raises OutOfMemoryError at batch size 1."""
-    import torch
-
-    from gate.screening import measure
-
-    size = bench.batch_size
-    while True:
-        try:
-            return measure.measure(bench, technique, tick, batch_size=size)
-        except torch.OutOfMemoryError as error:
-            if size == 1:
-                raise OutOfMemoryError(
-                    f"{technique.name} does not fit into memory even at batch size 1; use --dtype float16 or a "
-                    "smaller backbone."
-                ) from error
-            size //= 2
-            log(f"out of memory in {technique.name}: going on with batches of {size}")
-
-
-def _measure_and_die(bench: Bench, name: str, counter: Any, sender: Any) -> None:
-    """In the fork. It ends without the parent's exit handlers, and without waiting for threads that it left."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the forks
-    os.dup2(2, 1)  # stdout is the table's, for libraries that write to it as for Python
-    sys.stdout = sys.stderr
-    torch.set_num_threads(1)
-
-    def tick(rows: int) -> None:
-        with counter.get_lock():
-            counter.value += rows
-
-    known = set(sys.modules)
-    with threadpool_limits(1):
-        try:
-            found = attempt(bench, name, tick)
-        except BaseException as error:  # SystemExit, or a stranger's own
-            found = Attempt(name, None, f"{type(error).__name__}: {error}", f"Run: gate check '{name}'", True)
-        new = [m for m in sys.modules if m not in known and m.partition(".")[0] in LIBRARIES]
-        sender.send_bytes(pickle.dumps((found, new)))
-    sender.close()
-    os._exit(0)

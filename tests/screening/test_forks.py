@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from gate.metrics.eps import Eps
-from gate.screening import workers
+from gate.screening import attempt as trial
+from gate.screening.attempt import VANILLA, Attempt
 from gate.screening.bench import Bench, prepare
 from gate.screening.config import make_config
 from gate.screening.measure import measure
-from gate.screening.workers import VANILLA, Attempt, attempts
+from gate.screening.workers import attempts
 from gate.technique import Technique
 from tests.closed_form import ClosedForm, flat_samples, known_noise
 from tests.screening.test_evidence import Squared, Twice
@@ -68,7 +69,7 @@ def bench() -> Bench:
 
 def run(bench: Bench, monkeypatch: pytest.MonkeyPatch, cls: type[Technique]) -> dict[str, Attempt]:
     kinds = {"bad": cls, "twice": Twice}
-    monkeypatch.setattr(workers, "create_technique", lambda name: kinds[name]())
+    monkeypatch.setattr(trial, "create_technique", lambda name: kinds[name]())
     return {a.name: a for a in attempts(bench, ("bad", VANILLA, "twice"), 2, lambda name, rows: None)}
 
 
