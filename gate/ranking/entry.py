@@ -67,6 +67,11 @@ class Entry:
     suppression: Mapping[str, Interval] = field(default_factory=dict)
     probes: Mapping[str, Interval] = field(default_factory=dict)
 
+    @property
+    def loses_probe(self) -> bool:
+        """Whether the probe gain's interval lies wholly below 0: such a technique is no winner."""
+        return self.mean_error_removed is not None and self.mean_error_removed.high < 0
+
 
 @dataclass(frozen=True)
 class Ranking:

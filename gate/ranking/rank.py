@@ -61,10 +61,11 @@ def rank(
     kinds: tuple[Literal["shift", "probe"], ...] = ("shift", "probe")
     metrics, probes = (tuple(m.name for m in comparison.coefficients if m.kind == kind) for kind in kinds)
     basis: Basis = "shift only" if not probes else "shift and probes" if metrics else "probes only"
-    uninformative = [m.name for m in comparison.uninformative]
-    suspects = [name for name in scale_sensitive if name in vanilla.shifts]
+    uninformative = [m.name for m in comparison.uninformative if m.name in (*score_metrics, *score_probes)]
+    suspects = [name for name in scale_sensitive if name in metrics]
     scale = {name: ratio for name, ratio in (feature_scale or {}).items() if name in techniques}
-    notes = basis_notes(basis, uninformative, entries) + scale_notes(suspects, scale) + disagreements(entries)
+    notes = basis_notes(basis, uninformative, entries) + scale_notes(suspects, scale)
+    notes += disagreements(entries, (*metrics, *probes))
     return Ranking(entries, basis, weights, metrics, probes, comparison.n, confidence, tuple(notes))
 
 

@@ -122,8 +122,11 @@ class Score(Part):
 
 
 class Vanilla(Part):
-    """The plain backbone's own numbers, in each measure's unit."""
+    """The plain backbone: its own numbers, in each measure's unit; by definition a score of 0 at 1 call."""
 
+    name: str = "vanilla"
+    score: float = 0.0
+    calls: float = 1.0
     metrics: dict[str, float | None]
     probes: dict[str, float | None]
     ms_per_image: float | None
@@ -144,6 +147,7 @@ class Results(Part):
     ranking: list[Row]
     skipped: list[Skipped]
     winners: list[str]
+    verdict: list[str] = []
     notes: list[str]
     vanilla: Vanilla
     config: dict[str, Any]
