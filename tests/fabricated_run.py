@@ -151,6 +151,10 @@ def _results(
             {"name": "odd", "reason": "ValueError: odd", "fix": "Run: gate check 'odd'", "failed": True},
         ],
         "winners": winners,
+        "verdict": [
+            "Use noise-ensemble: +22.5 % [18.0, 27.0], p = 0.01, 8 calls a pass.",
+            "Its control lost.",
+        ],
         "notes": ["'cka@own' and 'eps' order the techniques differently (Kendall tau 0.31)."],
         "vanilla": {"metrics": {}, "probes": {}, "ms_per_image": 4.04},
         "seconds": 51.2,
