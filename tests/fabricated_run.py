@@ -108,13 +108,15 @@ def _results(
     k: int,
 ) -> dict[str, Any]:
     rows = sorted((_row(m, probes, images, n, metrics) for m in names), key=lambda r: -r["score"])
-    rank = 0
     for i, row in enumerate(rows):
-        tied = i > 0 and rows[i - 1]["ci_low"] < row["score"]
-        rank = rank if tied else i + 1
-        row["rank"] = rank
-    for row in rows:
-        row["tied_with"] = [r["name"] for r in rows if r["rank"] == row["rank"] and r is not row]
+        row["rank"] = i + 1
+        tied = [
+            r
+            for r in rows
+            if r is not row and r["ci_low"] <= row["ci_high"] and row["ci_low"] <= r["ci_high"]
+        ]
+        row["tied_with"] = [r["name"] for r in tied]
+        row["letters"] = "ab" if tied else "c"
     winners = [r["name"] for r in rows if r["verdict"] == "better" and not r["negative_control"]][:3]
     used = [m for m in metrics if m.endswith("@own") and m != "laplacian@own"] or list(metrics)
     return {
@@ -180,6 +182,7 @@ def _row(name: str, probes: bool, images: int, n: int, metrics: tuple[str, ...])
         "score": score,
         **bounds,
         "n": n,
+        "p": 0.005 if abs(score) > half else 0.4,
         "p_holm": 0.01 if abs(score) > half else 0.5,
         "verdict": ("better" if score > 0 else "worse") if abs(score) > half else "none",
         **triple("suppression", shift),

@@ -8,7 +8,7 @@ import numpy as np
 
 from gate.probe import Array, Probe
 from gate.ranking.entry import Evidence
-from gate.ranking.statistics import multiplicities
+from gate.ranking.statistics import resample_counts
 
 ALPHA = 0.05
 
@@ -38,7 +38,7 @@ def beats_chance(
     columns = probe.columns(counts)
     n, cells = columns.shape[:2]
 
-    drawn = multiplicities(np.random.default_rng(seed).integers(n, size=(resamples, n)), n)
+    drawn = resample_counts(n, resamples, seed)
     sums = (drawn @ columns.reshape(n, -1)).reshape(resamples, cells, -1)
     true, predicted, _ = np.moveaxis(sums.reshape(resamples, cells, 3, -1), 2, 0)
     tested = np.maximum(true.sum(axis=-1, keepdims=True), 1)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Row = Mapping[str, Any] | Part  # vanilla's zero line is made up here
 
 VANILLA = "vanilla"
+LETTERS = 6  # columns for the letters of ties; more go to further lines
 WIDE = 118  # from here on, suppression and probe gain show their intervals too
 CSV_COLUMNS = (
     "rank",
@@ -26,6 +27,7 @@ CSV_COLUMNS = (
     "ci_low",
     "ci_high",
     "n",
+    "p",
     "p_holm",
     "verdict",
     "suppression",
@@ -40,6 +42,7 @@ CSV_COLUMNS = (
     "negative_control",
     "leak",
     "tied_with",
+    "letters",
 )
 
 
@@ -59,10 +62,10 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
 
 
 def place(row: Row) -> str:
-    """The rank, with `=` where it is shared; vanilla, which competes with nobody, has none."""
+    """The rank; vanilla, which competes with nobody, has none. Runs without letters say `=` where it is shared."""
     if row["rank"] is None:
         return ""
-    return f"{row['rank']}{'=' if row['tied_with'] else ''}"
+    return f"{row['rank']}{'=' if row['tied_with'] and not row['letters'] else ''}"
 
 
 def marked(row: Row) -> str:
@@ -79,11 +82,15 @@ def ranking_table(results: Results, *, width: int) -> Table:
 
     wide = width >= WIDE
     probes = any(r["probe_gain"] is not None for r in results.ranking)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    gap = 1 if wide else 0  # beside the one space that the box has
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap, 0, 0), show_edge=False)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("technique", overflow="fold", min_width=16)
     table.add_column("GATE %", justify="right", no_wrap=True)
     table.add_column(f"{level(results)} % interval", justify="right", no_wrap=True)
+    letters = any(r["letters"] for r in results.ranking)
+    if letters:
+        table.add_column("ties", max_width=LETTERS, overflow="fold")
     table.add_column("suppr." if not wide else "suppression %", justify="right", no_wrap=True)
     if probes:
         table.add_column("probe" if not wide else "probe gain %", justify="right", no_wrap=True)
@@ -92,6 +99,8 @@ def ranking_table(results: Results, *, width: int) -> Table:
     for row, style in _with_vanilla(results):
         value, _, bounds = _score_cell(row).partition(" ")
         cells = [place(row), marked(row), value, bounds]
+        if letters:
+            cells.append(row["letters"])
         cells.append(_part(row, "suppression", wide))
         if probes:
             cells.append(_part(row, "probe_gain", wide))
@@ -142,6 +151,7 @@ def ranking_markdown(results: Results) -> str:
             place(r),
             f"`{r['name']}`" + marked(r)[len(r["name"]) :],
             _score_cell(r),
+            r["letters"],
             _part(r, "suppression", True),
             _part(r, "probe_gain", True),
             _cost(r["cost"]["calls"]),
@@ -149,7 +159,16 @@ def ranking_markdown(results: Results) -> str:
         )
         for r, _ in _with_vanilla(results)
     ]
-    head = ("rank", "technique", "GATE score %", "suppression %", "probe gain %", "calls", "ms per image")
+    head = (
+        "rank",
+        "technique",
+        "GATE score %",
+        "ties",
+        "suppression %",
+        "probe gain %",
+        "calls",
+        "ms per image",
+    )
     parts = [title(results), *results.verdict, markdown(head, rows), *legend(results), *closing(results)]
     return "\n\n".join(parts)
 
@@ -201,6 +220,7 @@ def _with_vanilla(results: Results) -> list[tuple[Row, str]]:
             "leak": "",
             "verdict": "none",
             "tied_with": [],
+            "letters": "",
         }
     )
     if not results.score.probes:

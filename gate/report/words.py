@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gate.runs.schema import Results, Skipped
+    from gate.runs.schema import Results, Row, Skipped
 
 CONTROL, LEAK, SIGNIFICANT = "†", "‡", "*"
 MAX_NOTES = 5  # what a reader takes in; results.json has them all
@@ -42,7 +42,13 @@ def legend(results: Results) -> list[str]:
     marks = []
     if any(r["verdict"] != "none" for r in rows):
         marks.append(f"{SIGNIFICANT} differs from vanilla (Holm-adjusted p < {1 - percent / 100:.2f})")
-    if any(r["tied_with"] for r in rows):
+    if any(r["verdict"] == "none" and _excludes_zero(r) for r in rows):
+        marks.append(
+            f"an interval that excludes 0 without {SIGNIFICANT} is told from vanilla alone, but not among {len(rows)}"
+        )
+    if any(r["letters"] for r in rows):
+        marks.append("ties: techniques that share a letter cannot be told apart, so their order is chance")
+    elif any(r["tied_with"] for r in rows):
         marks.append("= tied: the order within a rank is chance")
     if any(r["negative_control"] for r in rows):
         marks.append(f"{CONTROL} negative control")
@@ -93,6 +99,10 @@ def winners_line(results: Results) -> str:
     if results.winners:
         return f"Winners: {', '.join(results.winners)}"
     return "Winners: none; no technique is better than vanilla beyond chance."
+
+
+def _excludes_zero(row: Row) -> bool:
+    return row.ci_low is not None and row.ci_high is not None and not row.ci_low <= 0 <= row.ci_high
 
 
 def level(results: Results) -> int:

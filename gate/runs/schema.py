@@ -51,7 +51,11 @@ class Cost(Part):
 
 
 class Row(Part):
-    """One technique of the ranking. None where a number could not be had."""
+    """One technique of the ranking. None where a number could not be had.
+
+    rank: by score. letters: two techniques share one exactly where they cannot be told apart, as in `tied_with`. p and
+    p_holm: one test, alone and adjusted over all techniques; `verdict` follows p_holm, the interval p.
+    """
 
     name: str
     summary: str
@@ -60,6 +64,7 @@ class Row(Part):
     ci_low: float | None
     ci_high: float | None
     n: int
+    p: float | None = None
     p_holm: float | None
     verdict: Literal["better", "worse", "none"]
     suppression: float | None
@@ -74,6 +79,7 @@ class Row(Part):
     feature_scale: float | None
     cost: Cost
     tied_with: list[str]
+    letters: str = ""
     negative_control: bool
     leak: str
     settings: dict[str, Any]

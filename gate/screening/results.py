@@ -14,7 +14,7 @@ from gate.measure import Measure, share_removed
 from gate.metric import Metric
 from gate.ranking.entry import Entry, Evidence, Weights
 from gate.ranking.rank import rank, winners
-from gate.ranking.statistics import Interval, multiplicities, paired_bca
+from gate.ranking.statistics import Floats, Interval, paired_interval
 from gate.ranking.verdict import verdict
 from gate.registry import create_technique
 from gate.runs.schema import SCHEMA_VERSION
@@ -135,6 +135,7 @@ def _row(bench: Bench, e: Entry, technique: Any, measured: Mapping[str, Measured
         "ci_low": e.score.low,
         "ci_high": e.score.high,
         "n": n,
+        "p": e.p,
         "p_holm": e.p_holm,
         "verdict": e.verdict,
         **_triple("suppression", e.mean_suppression),
@@ -154,6 +155,7 @@ def _row(bench: Bench, e: Entry, technique: Any, measured: Mapping[str, Measured
             "fit_seconds": m.fit_seconds,
         },
         "tied_with": list(e.tied_with),
+        "letters": e.letters,
         "negative_control": bool(technique.negative_control),
         "leak": technique.leak,
         "settings": technique.settings,
@@ -177,11 +179,10 @@ def _image(metric: Metric, m: Measured, vanilla: Measured, seed: int) -> dict[st
         return None
     ours, theirs = (metric.columns(each.image[metric.name][:, None]) for each in (m, vanilla))
 
-    def share(index: NDArray[np.intp]) -> NDArray[np.float64]:
-        drawn = multiplicities(index, len(ours))
-        return share_removed(metric.errors(ours, drawn), metric.errors(theirs, drawn))
+    def share(counts: Floats) -> Floats:
+        return share_removed(metric.errors(ours, counts), metric.errors(theirs, counts))
 
-    return _interval(paired_bca(share, len(ours), seed=seed))
+    return _interval(paired_interval(share, len(ours), seed=seed))
 
 
 def _axes(bench: Bench, names: list[str]) -> dict[str, Any]:

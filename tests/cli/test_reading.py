@@ -59,7 +59,7 @@ def test_rank_prints_csv_markdown_and_json(run: Run) -> None:
     assert [r["name"] for r in rows if r["name"] != "vanilla"] == [r.name for r in run.results.ranking]
     assert float(rows[0]["score"]) == run.results.ranking[0].score
     text = cli.invoke(app, ["rank", str(run.path), "--format", "md"]).stdout
-    assert "| 1= | `prompt+noise-ensemble` | +25.0* [21.2, 28.8] |" in text
+    assert "| 1 | `prompt+noise-ensemble` | +25.0* [21.2, 28.8] | ab |" in text
     read = json.loads(cli.invoke(app, ["rank", str(run.path), "--format", "json"]).stdout)
     assert {k: v for k, v in read.items() if k != "run"} == run.results.model_dump(mode="json")
 

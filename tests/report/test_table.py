@@ -26,7 +26,7 @@ def test_the_table_fits_80_columns_and_says_everything(run: Run) -> None:
     assert "higher is better, vanilla = 0" in flat and "n = 24 samples of scenes-held-out" in flat
     for name in NAMES:
         assert any(name in line for line in text.splitlines()), f"{name} is broken over lines"
-    assert "1= prompt+noise-ensemble +25.0* [21.2, 28.8] +29.0 +21.0 8 32.8" in flat
+    assert "1 prompt+noise-ensemble +25.0* [21.2, 28.8] ab +29.0 +21.0 8 32.8" in flat
     assert "shuffled-prompt †" in flat and "† negative control" in flat
     assert "ddim-inversion ‡" in flat and "‡ leak" in flat
     assert "Note: 'cka@own'" in flat and "Winners: prompt+noise-ensemble, noise-ensemble" in flat
