@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gate.report.words import CONTROL, LEAK, SIGNIFICANT, closing, legend, level, title
+from gate.report.words import CONTROL, LEAK, SIGNIFICANT, closing, legend, level, short, title
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -100,7 +100,7 @@ def ranking_table(results: Results, *, width: int) -> Table:
         value, _, bounds = _score_cell(row).partition(" ")
         cells = [place(row), marked(row), value, bounds]
         if letters:
-            cells.append(row["letters"])
+            cells.append(short(row["letters"]))
         cells.append(_part(row, "suppression", wide))
         if probes:
             cells.append(_part(row, "probe_gain", wide))
@@ -151,7 +151,7 @@ def ranking_markdown(results: Results) -> str:
             place(r),
             f"`{r['name']}`" + marked(r)[len(r["name"]) :],
             _score_cell(r),
-            r["letters"],
+            short(r["letters"]),
             _part(r, "suppression", True),
             _part(r, "probe_gain", True),
             _cost(r["cost"]["calls"]),

@@ -70,6 +70,19 @@ def closing(results: Results) -> list[str]:
     return [*lines, winners_line(results)]
 
 
+def short(letters: str) -> str:
+    """Letters of ties with runs of three or more as `c-f`. More than 52 groups, whose letters have numbers, stay."""
+    if not letters.isalpha():
+        return letters
+    runs: list[str] = []
+    for letter in letters:
+        if runs and ord(letter) == ord(runs[-1][-1]) + 1:
+            runs[-1] += letter
+        else:
+            runs.append(letter)
+    return "".join(run if len(run) < 3 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
 def skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
     """Techniques that were not ranked, why, and what to do: a line for each reason, with all that it holds for."""
     groups: dict[tuple[bool, str, str], list[Skipped]] = {}

@@ -105,6 +105,7 @@ class Axes(Part):
     sigma: list[float | None] = []
     seed: list[int]
     layer: list[str]
+    picture_layer: str = ""
     image_sample: list[str]
     classes: list[str]
     mask_classes: list[str]

@@ -8,7 +8,7 @@ from typing import Any
 from gate.backbones.layers import MEAN_MAP
 from gate.ranking.chance import says_something
 from gate.ranking.entry import Evidence, Ranking
-from gate.ranking.notes import contradictions, control_notes, denied_notes, silent_notes
+from gate.ranking.notes import contradictions, control_notes, denied_notes, listed, silent_notes
 from gate.screening.bench import Bench
 from gate.screening.workers import VANILLA
 
@@ -68,7 +68,7 @@ def _leak_notes(ranking: Ranking, techniques: Mapping[str, Any]) -> list[str]:
     if not leaking:
         return []
     return [
-        f"Leaks ({', '.join(leaking)}) start from or condition on the input's own pixels, so their images and shifts "
+        f"Leaks ({listed(leaking, 4)}) start from or condition on the input's own pixels, so their images and shifts "
         "look closer than their features are useful; one wins only if its probe gain is above 0 beyond chance."
     ]
 

@@ -199,6 +199,7 @@ def _axes(bench: Bench, names: list[str]) -> dict[str, Any]:
         "sigma": schedule.sigma(timesteps).tolist(),
         "seed": [config.seed + s for s in range(config.seeds)],
         "layer": list(bench.layers),
+        "picture_layer": pca_layer(bench.reference(slice(1)).features),
         "image_sample": ids[: config.image_samples],
         "classes": list(bench.samples.classes),
         "mask_classes": list(bench.samples.mask_classes),
