@@ -61,12 +61,9 @@ def draw(run: Run) -> Any:
 def named(results: Results) -> set[str]:
     """Who is labelled where all would cover each other: winners, controls, and the front of gain against cost."""
     rows = look.ranked(results)
-    front = pareto([_point(r) for r in rows if _competes(r)])
-    return {
-        r.name
-        for r in rows
-        if r.name in results.winners or r.negative_control or (_competes(r) and _point(r) in front)
-    }
+    at = {_point(r): r.name for r in reversed(rows) if _competes(r)}  # of several on one spot, the first
+    controls = {r.name for r in rows if r.negative_control}
+    return {at[p] for p in pareto([*at])} | controls | set(results.winners)
 
 
 def _competes(row: look.Row) -> bool:

@@ -15,14 +15,11 @@ Line = tuple[Point, Point]
 _RADII = (9, 18, 30, 45, 62, 80, 100, 125, 150, 180, 215, 250)
 _FIRST = (0, 180, 45, 315, 135, 225, 90, 270)  # angles that read best; further out, every 15 degrees
 _POINT = 5.0  # half the side of what a marker covers
+LEADER_COLOUR = "#9A9A9A"
 _LEADER = 12.0  # a label further off than this gets a line to its point
-_STROKE, _CROSSED, _FAR = (
-    15.0,
-    200.0,
-    0.2,
-)  # a name on a drawn line, a leader over a point, a pixel of leader: what
-# they cost beside a covered square pixel
-_LABEL = 1e6  # covering or crossing a name outweighs covering any number of points
+# costs beside a covered square pixel: a name on a drawn line, a leader over a point, a pixel of leader
+_STROKE, _CROSSED, _FAR = 15.0, 200.0, 0.2
+_BEYOND, _LABEL = 1e3, 1e6  # leaving the axes, and covering or crossing a name, outweigh all of these
 
 
 def place_labels(
@@ -52,26 +49,23 @@ def place_labels(
     if legend is not None:
         names.append(tuple(legend.get_window_extent(renderer).extents))
     for (x, y, name), centre in zip(points, marks, strict=False):
-        text = axes.annotate(name, (x, y), (0, 0), "data", "offset points", fontsize=size, zorder=5)
+        text = axes.annotate(
+            name, (x, y), (0, 0), "data", "offset points", fontsize=size, va="bottom", zorder=5
+        )
         text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
         extent = text.get_window_extent(renderer)
 
         def cost(box: Box, centre: Point = centre) -> float:
             line = _leader(centre, box, scale)
             bad = sum(_overlap(box, other) for other in names) + sum(_crosses(one, box) for one in lines)
-            covered = sum(_overlap(box, dot) for dot in dots) + _STROKE * sum(
-                _crosses(s, box) for s in strokes
-            )
+            light = sum(_overlap(box, dot) for dot in dots) + _STROKE * sum(_crosses(s, box) for s in strokes)
             if line is not None:
-                own = _around(centre, 1)
-                covered += _CROSSED * sum(_crosses(line, dot) for dot in dots if not _overlap(dot, own))
-                covered += _FAR * math.dist(*line)
-                bad += sum(_crosses(line, other) for other in names)
-                bad += sum(_meet(line, other) for other in lines)
-            covered = sum(_overlap(box, dot) for dot in dots) + _STROKE * sum(
-                _crosses(s, box) for s in strokes
-            )
-            return _LABEL * bad + covered + 3 * _outside(box, frame)
+                bad += sum(_crosses(line, other) for other in names) + sum(
+                    _meet(line, other) for other in lines
+                )
+                over = [d for d in dots if not _overlap(d, _around(centre, 1)) and _crosses(line, d)]
+                light += _CROSSED * len(over) + _FAR * math.dist(*line)
+            return _LABEL * bad + light + _BEYOND * _outside(box, frame)
 
         box = _best(_places(centre, extent.width, extent.height, scale), cost)
         names.append(box)
@@ -79,7 +73,7 @@ def place_labels(
         if (line := _leader(centre, box, scale)) is not None:
             lines.append(line)
             ends = axes.transData.inverted().transform(line)
-            axes.plot(ends[:, 0], ends[:, 1], color="#9A9A9A", linewidth=0.6, zorder=1)
+            axes.plot(ends[:, 0], ends[:, 1], color=LEADER_COLOUR, linewidth=0.6, zorder=1)
 
 
 def _strokes(axes: Any) -> list[Line]:

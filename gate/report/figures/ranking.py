@@ -17,7 +17,8 @@ def draw(run: Run) -> Any:
     rows = look.ranked(run.results)
     if not rows:
         return None
-    figure = look.new_figure(7.6, 1.7 + look.pitch(len(rows)) * len(rows))
+    width = 5.4 + 0.08 * max(len(r.name) for r in rows)
+    figure = look.new_figure(max(7.6, width), 1.7 + look.pitch(len(rows)) * len(rows))
     axes = figure.add_subplot()
     for y in range(0, len(rows), 2):
         axes.axhspan(y - 0.5, y + 0.5, color=look.BAND, linewidth=0)
@@ -42,8 +43,8 @@ def draw(run: Run) -> Any:
             axes.annotate(text, (0, y), (-left_of, 0), **where, ha="right", va="center", fontsize=8.5)
     axes.tick_params(axis="y", length=0, pad=24 + 6 * letters)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("GATE score: vanilla's error that is gone, %   (higher is better; vanilla = 0)")
-    axes.set_title(f"Ranking, {look.level(run.results)} % intervals\n{look.basis(run.results)}")
+    axes.set_xlabel("GATE score: vanilla's error that is gone, %\n(higher is better; vanilla = 0)")
+    look.heading(figure, [f"Ranking, {look.level(run.results)} % intervals", look.basis(run.results)])
     look.footnote(figure, ["; ".join(_footnote(rows, left))])
     handles = look.marker_legend(rows)
     if handles:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gate.runs.directory import Run
 
 SIDE, GAP, INCH = 128, 8, 0.78  # pixels of a tile, between tiles, and inches of a tile on paper
+GREY = 128  # every pixel of what a run stores where nothing was generated
 ABOVE = 1.3  # inches of title
 NOTHING = "no image: it starts from\nthe clean latent, so\nnothing is generated"
 
@@ -48,8 +49,8 @@ def _page(run: Run, rows: Sequence[look.Row], page: str) -> Any:
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    for i, row in enumerate(rows, start=2):
-        if _generates_nothing(row):
+    for i, sheet in enumerate(sheets):
+        if (sheet == GREY).all():
             axes.text(
                 count * step / 2,
                 i * step + SIDE / 2,
@@ -71,11 +72,6 @@ def _page(run: Run, rows: Sequence[look.Row], page: str) -> Any:
         size=9,
     )
     return figure
-
-
-def _generates_nothing(row: look.Row) -> bool:
-    """Whether its pictures are the grey that stands for none."""
-    return bool(row.images) and all(v is None for v in row.images.values())
 
 
 def _label(row: look.Row) -> str:
