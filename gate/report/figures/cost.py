@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from gate.runs.directory import Run
     from gate.runs.schema import Results
 
-NAMED = "Named are winners, controls and the front; the ranking names all."
+NAMED = "Named are winners, controls and the front, as far as there is room; the ranking names all."
 
 
 def draw(run: Run) -> Any:

@@ -19,7 +19,7 @@ LEADER_COLOUR = "#9A9A9A"
 _LEADER = 12.0  # a label further off than this gets a line to its point
 # costs beside a covered square pixel: a name on a drawn line, a leader over a point, a pixel of leader
 _STROKE, _CROSSED, _FAR = 15.0, 200.0, 0.2
-_BEYOND, _LABEL = 1e3, 1e6  # leaving the axes, and covering or crossing a name, outweigh all of these
+_BEYOND, _LABEL = 1e4, 1e6  # a pixel beyond the axes, a name covered or crossed: there is no place then
 
 
 def place_labels(
@@ -32,8 +32,8 @@ def place_labels(
 ) -> None:
     """Write the names. points: (x, y, name) in data units; others: points without a name, not to be covered.
 
-    A far label gets a line to its point. No name covers another, and no line crosses a name or a line, as long as there
-    is any such place.
+    A far label gets a line to its point. No name covers another or leaves the axes, and no line crosses a name or a
+    line: a name for which there is no such place is not written, so give those first that matter most.
     """
     figure.canvas.draw()  # settles the layout: places are chosen in pixels
     figure.set_layout_engine("none")
@@ -68,6 +68,9 @@ def place_labels(
             return _LABEL * bad + light + _BEYOND * _outside(box, frame)
 
         box = _best(_places(centre, extent.width, extent.height, scale), cost)
+        if cost(box) >= _BEYOND:
+            text.remove()
+            continue
         names.append(box)
         text.set_position(((box[0] - centre[0]) / scale, (box[1] - centre[1]) / scale))
         if (line := _leader(centre, box, scale)) is not None:
