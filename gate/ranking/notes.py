@@ -89,7 +89,7 @@ def denied_notes(entries: Sequence[Entry], controls: Collection[str]) -> list[st
     """Techniques that score above vanilla though their probe loses to it."""
     denied = [e for e in entries if e.verdict == "better" and e.loses_probe and e.name not in controls]
     shown = [
-        f"{e.name!r} ({_percent(e.score)}, probe {_percent(e.mean_error_removed)})"
+        f"{e.name!r} ({percent(e.score.value)} %, probe {percent(e.mean_error_removed.value)} %)"
         for e in denied
         if e.mean_error_removed
     ]
@@ -116,7 +116,7 @@ def contradictions(entries: Sequence[Entry], metrics: Sequence[str]) -> list[str
             own, other = (entry.suppression.get(n) for n in (name, name.removesuffix(OWN)))
             if own and other and min(own.high, other.high) < 0 < max(own.low, other.low):
                 size = min(abs(own.value), abs(other.value))
-                text = f"{entry.name!r} ({name} {_percent(own)}, {name.removesuffix(OWN)} {_percent(other)})"
+                text = f"{entry.name!r} ({name} {percent(own.value)} %, {name.removesuffix(OWN)} {percent(other.value)} %)"
                 found.append((size, entry.name, text))
     widest: dict[str, str] = {}
     for _, name, text in sorted(found, key=lambda item: -item[0]):
@@ -160,11 +160,12 @@ def disagreements(entries: Sequence[Entry], scored: Sequence[str]) -> list[str]:
 
 
 def _gain(entry: Entry) -> str:
-    return f"{entry.name} ({_percent(entry.score)})"
+    return f"{entry.name} ({percent(entry.score.value)} %)"
 
 
-def _percent(interval: Interval) -> str:
-    return f"{100 * interval.value:+.1f} %"
+def percent(share: float) -> str:
+    """`+23.1`, and never a minus zero."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}"
 
 
 def listed(texts: Sequence[str], most: int, between: str = ", ") -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from gate.ranking.entry import Entry, Ranking
-from gate.ranking.notes import listed, unbeaten_controls
+from gate.ranking.notes import listed, percent, unbeaten_controls
 
 MAX_NAMED = 3
 
@@ -75,4 +75,4 @@ def _figure(entry: Entry) -> str:
         f" [{100 * score.low:.1f}, {100 * score.high:.1f}]" if math.isfinite(score.low + score.high) else ""
     )
     sure = "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-    return f"{entry.name}: {100 * score.value:+.1f} %{bounds}, {sure}"
+    return f"{entry.name}: {percent(score.value)} %{bounds}, {sure}"

@@ -80,6 +80,10 @@ def test_without_an_interval_none_is_made_up() -> None:
     assert said(lone)[0].endswith("The best: a: +10.0 %, p = 1.")
 
 
+def test_no_minus_zero() -> None:
+    assert "The best: a: +0.0 % [" in said(entry("a", -0.0001))[0]
+
+
 @pytest.mark.parametrize("controls", [{}, {"x": ""}])
 def test_always_two_lines(controls: dict[str, str]) -> None:
     lines = said(ENSEMBLE, entry("x", -1.0, "worse"), winners=("ensemble",), controls=controls)
