@@ -116,7 +116,8 @@ def contradictions(entries: Sequence[Entry], metrics: Sequence[str]) -> list[str
             own, other = (entry.suppression.get(n) for n in (name, name.removesuffix(OWN)))
             if own and other and min(own.high, other.high) < 0 < max(own.low, other.low):
                 size = min(abs(own.value), abs(other.value))
-                text = f"{entry.name!r} ({name} {percent(own.value)} %, {name.removesuffix(OWN)} {percent(other.value)} %)"
+                both = f"{name} {percent(own.value)} %, {name.removesuffix(OWN)} {percent(other.value)} %"
+                text = f"{entry.name!r} ({both})"
                 found.append((size, entry.name, text))
     widest: dict[str, str] = {}
     for _, name, text in sorted(found, key=lambda item: -item[0]):
