@@ -49,11 +49,12 @@ class Technique:
     Facts: `name` as on the command line; `summary`, one line; `source`, the paper; `needs`, of which "labels" and
     "masks" are shown to none that does not name them, and whoever is shown them cannot win; `families` of backbone it
     serves, or traits of them ("text": any that takes prompts; "unconditional"); `leak`, why its image or latent carries
-    the input's own pixels ("" = it does not); `negative_control`, whether it is there to lose; `replaces_latent`,
-    whether it starts from another latent (two such do not compose); `seedless`, whether the noise seed plays no part,
-    so that one seed is measured for all of them; `neutral`, settings under which it equals vanilla bit for bit (None =
-    it has none); `variants`, further names with their settings; `aliases`, old names and what each is called now;
-    `compositions`, names with `+` that belong to `all`; `listed`, whether it is in `all` itself.
+    the input's own pixels ("" = it does not); `negative_control`, whether it is there to lose; `control_of`, the
+    technique that such a control must lose to ("" = vanilla); `replaces_latent`, whether it starts from another latent
+    (two such do not compose); `seedless`, whether the noise seed plays no part, so that one seed is measured for all of
+    them; `neutral`, settings under which it equals vanilla bit for bit (None = it has none); `variants`, further names
+    with their settings; `aliases`, old names and what each is called now; `compositions`, names with `+` that belong to
+    `all`; `listed`, whether it is in `all` itself.
     """
 
     name: ClassVar[str] = ""
@@ -63,6 +64,7 @@ class Technique:
     families: ClassVar[frozenset[str]] = frozenset({"unet"})
     leak: ClassVar[str] = ""
     negative_control: ClassVar[bool] = False
+    control_of: ClassVar[str] = ""
     replaces_latent: ClassVar[bool] = False
     seedless: ClassVar[bool] = False
     neutral: ClassVar[Mapping[str, Any] | None] = None

@@ -94,6 +94,7 @@ def _technique(name: str) -> dict[str, Any] | None:
         "families": sorted(made.families),
         "cost": {"calls": made.cost.total, "per_image": made.cost.per_image, "per_pass": made.cost.per_pass},
         "negative_control": made.negative_control,
+        "control_of": made.control_of,
         "leak": made.leak,
         "replaces_latent": made.replaces_latent,
         "settings": made.settings,

@@ -27,13 +27,13 @@ def rank(
 
 def print_results(results: Results, path: Path, format: Format) -> None:
     """The ranking on stdout. CSV holds the ranking alone, so what else there is to say goes to stderr."""
-    from gate.report import table
+    from gate.report import table, words
 
     if format is Format.json:
         typer.echo(to_json({**results.model_dump(mode="json"), "run": str(path)}))
     elif format is Format.csv:
         typer.echo(table.ranking_csv(results))
-        for line in (*table.closing(results), f"Run: {path}"):
+        for line in (*results.verdict, *words.closing(results), f"Run: {path}"):
             typer.echo(line, err=True)
     elif format is Format.md:
         typer.echo(f"{table.ranking_markdown(results)}\n\nRun: {path}")

@@ -51,7 +51,11 @@ class Cost(Part):
 
 
 class Row(Part):
-    """One technique of the ranking. None where a number could not be had."""
+    """One technique of the ranking. None where a number could not be had.
+
+    rank: by score. letters: two techniques share one exactly where they cannot be told apart, as in `tied_with`. p and
+    p_holm: one test, alone and adjusted over all techniques; `verdict` follows p_holm, the interval p.
+    """
 
     name: str
     summary: str
@@ -60,6 +64,7 @@ class Row(Part):
     ci_low: float | None
     ci_high: float | None
     n: int
+    p: float | None = None
     p_holm: float | None
     verdict: Literal["better", "worse", "none"]
     suppression: float | None
@@ -74,6 +79,7 @@ class Row(Part):
     feature_scale: float | None
     cost: Cost
     tied_with: list[str]
+    letters: str = ""
     negative_control: bool
     leak: str
     settings: dict[str, Any]
@@ -99,6 +105,7 @@ class Axes(Part):
     sigma: list[float | None] = []
     seed: list[int]
     layer: list[str]
+    picture_layer: str = ""
     image_sample: list[str]
     classes: list[str]
     mask_classes: list[str]
@@ -122,8 +129,11 @@ class Score(Part):
 
 
 class Vanilla(Part):
-    """The plain backbone's own numbers, in each measure's unit."""
+    """The plain backbone: its own numbers, in each measure's unit; by definition a score of 0 at 1 call."""
 
+    name: str = "vanilla"
+    score: float = 0.0
+    calls: float = 1.0
     metrics: dict[str, float | None]
     probes: dict[str, float | None]
     ms_per_image: float | None
@@ -144,6 +154,7 @@ class Results(Part):
     ranking: list[Row]
     skipped: list[Skipped]
     winners: list[str]
+    verdict: list[str] = []
     notes: list[str]
     vanilla: Vanilla
     config: dict[str, Any]
