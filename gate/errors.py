@@ -32,6 +32,10 @@ class NonFiniteError(ConfigurationError):
     """A feature or prediction holds NaN or infinity. The message names the layer."""
 
 
+class DamagedError(ConfigurationError):
+    """A file of a run is not what gate wrote: cut, overwritten, exchanged or edited."""
+
+
 class IncomparableError(GateError):
     """Two runs, or two sets of numbers, cannot be compared."""
 
@@ -65,7 +69,7 @@ class UnsuitableError(GateError):
 
 
 EXIT_PARTIAL = 7
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, listing: str) -> UsageError:

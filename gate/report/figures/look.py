@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from gate.runs.directory import one_move
 from gate.runs.schema import Results
 from gate.runs.schema import Row as Row
 
@@ -57,9 +58,11 @@ def new_figure(width: float, height: float) -> Any:
 def save(figure: Any, stem: Path) -> list[Path]:
     """Write PNG and SVG; the same figure gives the same bytes."""
     files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-    figure.savefig(files[0], dpi=DPI, metadata={"Software": None})
+    with one_move(files[0]) as file:
+        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
     figure.set_layout_engine("none")  # it is laid out already; doing it again takes a tenth of the time
-    figure.savefig(files[1], metadata={"Date": None, "Creator": None})
+    with one_move(files[1]) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return files
 
 
