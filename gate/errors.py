@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -68,6 +69,8 @@ class UnsuitableError(GateError):
         self.fix = fix
 
 
+# of an OSError, where a disk or a stream takes no more: nobody's bug
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 EXIT_PARTIAL = 7
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 

@@ -55,8 +55,14 @@ def terminal() -> Any:
 
     from rich.console import Console
 
+    class Raising(Console):
+        """Rich's own leaves the program where a pipe is closed."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 80
-    return Console(width=width, highlight=False, soft_wrap=False)
+    return Raising(width=width, highlight=False, soft_wrap=False)
 
 
 def echo_rows(

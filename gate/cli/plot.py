@@ -22,7 +22,11 @@ def plot(
     from gate.runs.directory import open_run
 
     opened = open_run(run)
+    from gate.cli.rank import UNSEALED
     from gate.report.figures import draw_all
+
+    if not opened.sealed:
+        typer.echo(UNSEALED.format(run=run), err=True)
 
     folder = output or opened.path / "figures"
     try:

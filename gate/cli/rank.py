@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from gate.runs.schema import Results
 
 
+UNSEALED = "{run} carries no checksums (an older gate made it), so it is read as it stands."
+
+
 def rank(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     format: FormatOption = Format.table,
@@ -22,6 +25,8 @@ def rank(
     from gate.runs.directory import open_run
 
     opened = open_run(run)
+    if not opened.sealed:
+        typer.echo(UNSEALED.format(run=run), err=True)
     print_results(opened.results, opened.path, format)
 
 

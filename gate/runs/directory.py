@@ -217,9 +217,10 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], **facts: str) -
     seal = digest_arrays(arrays, facts)
     with one_move(path) as temporary:
         try:
-            save_file(
-                {k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, {**facts, SEAL: seal}
-            )
+            said = json.dumps(
+                {**facts, SEAL: seal}, sort_keys=True
+            )  # one text: safetensors keeps no order of many
+            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, {"gate": said})
         except SafetensorError as error:  # it says the number of what went wrong in its text alone
             code = re.search(r"os error (\d+)", str(error))
             number = int(code[1]) if code else errno.EIO
@@ -237,7 +238,7 @@ def read_arrays(file: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
 
     try:
         with safe_open(file, framework="numpy") as opened:
-            facts = dict(opened.metadata() or {})
+            facts = dict(json.loads((opened.metadata() or {}).get("gate", "{}")))
             arrays = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors raises its own kinds for a missing and for a damaged file
         raise DamagedError(f"{file} is missing or damaged; {SCREEN}.") from error

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gate.errors import DamagedError
 from gate.runs.directory import read_arrays, write_arrays
+from gate.runs.seal import SEAL
 
 T = TypeVar("T")
 NUMBER = "number/"
@@ -59,8 +60,8 @@ def load_part(folder: Path, name: str, kind: type[T], mark: str) -> T | None:
         raise DamagedError(
             f"{file}, which holds {name}, is damaged; delete it, and gate resume {folder} measures {name} again."
         ) from error
-    if facts.get("technique") != name:
-        told = f"holds {facts['technique']}" if "technique" in facts else "has no checksum"
+    if facts.get("technique") != name or SEAL not in facts:
+        told = f"holds {facts['technique']}" if SEAL in facts else "has no checksum"
         raise DamagedError(
             f"{file} should hold {name} and {told}; delete it, and gate resume {folder} measures {name} again."
         )

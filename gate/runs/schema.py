@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gate.errors import DamagedError, UsageError
-from gate.runs.seal import check_seal
+from gate.runs.seal import SEAL, check_seal
 
 SCHEMA_VERSION = 2
 
@@ -175,6 +175,8 @@ def read_results(raw: Any, source: str) -> Results:
         raise UsageError(f"{source} has schema {version}, which no gate can read; screen again.")
     check_seal(raw, source, cure)
     try:
+        if "scores" in raw["hashes"] and not raw.get(SEAL):
+            raise DamagedError(f"{source} has lost its checksum; {cure}")
         return Results.model_validate(_from_1(raw) if version == 1 else raw)
     except ValidationError as error:
         first = error.errors()[0]

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gate.errors import ConfigurationError, DamagedError, GateError
+from gate.errors import FULL, ConfigurationError, DamagedError, GateError
 from gate.registry import select_plugins, select_techniques
 from gate.runs.directory import (
-    FULL,
     PICTURES,
     SCORES,
     append_journal,
