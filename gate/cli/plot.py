@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from gate.cli.output import DebugOption
+from gate.names import harmless
 
 
 def plot(
@@ -26,7 +27,7 @@ def plot(
     from gate.report.figures import draw_all
 
     if not opened.sealed:
-        typer.echo(UNSEALED.format(run=run), err=True)
+        typer.echo(UNSEALED.format(run=harmless(str(run))), err=True)
 
     folder = output or opened.path / "figures"
     try:
@@ -37,4 +38,4 @@ def plot(
             f"{folder} cannot be written ({reason}); choose another --output."
         ) from error
     for file in files:
-        typer.echo(str(file))
+        typer.echo(harmless(str(file)))

@@ -248,7 +248,7 @@ def read_arrays(file: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
 
 
 def plain(value: Any) -> Any:
-    """JSON's own types; NaN and infinity become None."""
+    """JSON's own types; NaN and infinity become None, bytes of a file name that are no text are spelled out."""
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -263,4 +263,6 @@ def plain(value: Any) -> Any:
         value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value if isinstance(value, (str, int, bool, type(None))) else str(value)
+    if isinstance(value, (int, bool, type(None))):
+        return value
+    return str(value).encode("utf-8", "backslashreplace").decode()

@@ -47,9 +47,10 @@ class Screening:
 
     def table(self) -> str:
         """The ranking as plain text."""
+        from gate.report.shown import shown
         from gate.report.table import ranking_text
 
-        return ranking_text(self.results)
+        return ranking_text(shown(self.results))
 
     def plot(self, folder: str | Path | None = None, *, missing: bool = False) -> list[Path]:
         """Draw every figure, as PNG and SVG; by default into the run's `figures/`. missing: those alone."""

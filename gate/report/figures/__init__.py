@@ -64,7 +64,9 @@ def _deaf() -> None:
 
 def _write(run: Run, folder: Path, name: str) -> list[Path]:
     from gate.report.figures.look import save, styled
+    from gate.report.shown import shown
+    from gate.runs.directory import Run
 
     with styled():
-        figure = figures()[name](run)
+        figure = figures()[name](Run(run.path, shown(run.results)))
         return save(figure, folder / name) if figure is not None else []

@@ -33,6 +33,8 @@ _RC = {
     "svg.hashsalt": "gate",
     "svg.fonttype": "path",
     "image.interpolation": "nearest",
+    "text.parse_math": False,  # names are names: a dollar in one is no formula
+    "text.usetex": False,
 }
 _MARKERS = {  # kind -> (colour, marker, filled, what it is called)
     "technique": (BLUE, "o", True, "technique"),
