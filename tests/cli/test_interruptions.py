@@ -135,10 +135,6 @@ def test_interrupted_in_the_figures_the_table_is_printed_and_the_numbers_are_com
 def test_interrupted_by_a_child_that_listens_to_nobody(
     tmp_path: Path, number: signal.Signals, code: int, word: str
 ) -> None:
-    if workers == "1":
-        pytest.skip(
-            "a technique in the parent can deafen it; forks are the default wherever they are possible"
-        )
     run = tmp_path / "run"
     flags = ("--techniques", "freeu,deaf", *FLAGS.split(), "--workers", "2", "--output", str(run))
     command = Command(IN_TECHNIQUE, tmp_path, "screen", *flags)
