@@ -182,12 +182,17 @@ class Memo:
             copies = {layer: value.clone() for layer, value in features.items()}
             self.answers[key] = Kept(prediction.clone(), copies, seconds)
             return
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         draft = self.folder / f"{key}.{os.getpid()}"
         contents = {name: t.contiguous() for name, t in tensors.items()}
-        save_file({**contents, SECONDS: torch.tensor(seconds, dtype=torch.float64)}, draft)
-        draft.replace(self.folder / key)  # whole or not at all: another process may be reading
+        try:
+            save_file({**contents, SECONDS: torch.tensor(seconds, dtype=torch.float64)}, draft)
+            draft.replace(self.folder / key)  # whole or not at all: another process may be reading
+        except (OSError, SafetensorError):  # the disk is full: calls are made instead of kept
+            self.limit = 0
+            draft.unlink(missing_ok=True)
 
 
 def _bytes_in(folder: Path) -> int:

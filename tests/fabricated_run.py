@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gate.runs.directory import Run, open_run, write_arrays, write_json
+from gate.runs.directory import Run, open_run, write_arrays, write_sealed
 from gate.runs.schema import SCHEMA_VERSION
 from gate.screening.config import ScreenConfig
 
@@ -81,12 +81,12 @@ def fabricate(
         arrays["probe/pixel-linear"] = counts.astype(np.int16)
     if images:
         arrays["image/image"] = rng.random((len(share), images)).astype(np.float32)
-    write_arrays(folder / "scores.safetensors", arrays)
-    write_arrays(folder / "pictures.safetensors", _pictures(rng, names, images, side))
-    write_json(
-        folder / "results.json", _results(names, probes, images, n, layers, metrics, timesteps, seeds, k)
-    )
-    write_json(folder / "run.json", {"config": ScreenConfig().model_dump()})
+    results = _results(names, probes, images, n, layers, metrics, timesteps, seeds, k)
+    write_sealed(folder / "run.json", {"config": results["config"], "hashes": dict(results["hashes"])})
+    pictures = _pictures(rng, names, images, side)
+    results["hashes"]["scores"] = write_arrays(folder / "scores.safetensors", arrays)
+    results["hashes"]["pictures"] = write_arrays(folder / "pictures.safetensors", pictures)
+    write_sealed(folder / "results.json", results)
     return open_run(folder)
 
 

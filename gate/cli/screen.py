@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gate.cli.failures import hush
 from gate.cli.output import DebugOption, Format, FormatOption, QuietOption, flag
+from gate.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from gate.screening import Screening
@@ -80,7 +85,7 @@ def screen(
     settings = make_config(given, file=config)
     from gate.cli.progress import reporting
 
-    with reporting(quiet=quiet) as (progress, log):
+    with reporting(quiet=quiet) as (progress, log), printing_what_is_complete(format):
         done = run_screening(settings, progress=progress, log=log)
     finish(done, format)
 
@@ -88,10 +93,31 @@ def screen(
 _NOT_SETTINGS = frozenset({"config", "format", "quiet", "debug"})
 
 
+@contextlib.contextmanager
+def printing_what_is_complete(format: Format) -> Iterator[None]:
+    """Where only the figures were interrupted, the ranking is printed all the same."""
+    from gate.cli.rank import print_results
+    from gate.screening import Interrupted
+
+    try:
+        yield
+    except Interrupted as stop:
+        if stop.screening is not None:
+            print_results(stop.screening.results, stop.run, format)
+        raise
+
+
 def finish(done: Screening, format: Format) -> None:
-    """Print the ranking; exit with 7 where a technique failed."""
+    """Print the ranking; exit with 7 where a technique failed. A stdout that is full loses nothing but the printing."""
     from gate.cli.rank import print_results
 
-    print_results(done.results, done.path, format)
+    try:
+        print_results(done.results, done.path, format)
+    except OSError as error:
+        hush(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            raise ConfigurationError(
+                f"stdout cannot be written ({error.strerror}); the run is complete: gate rank {done.path}"
+            ) from error
     if done.exit_code:
         raise typer.Exit(done.exit_code)

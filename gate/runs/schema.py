@@ -7,12 +7,14 @@ not make an old run unreadable.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gate.errors import UsageError
+from gate.errors import DamagedError, UsageError
+from gate.runs.seal import SEAL, check_seal
 
 SCHEMA_VERSION = 2
 
@@ -161,30 +163,38 @@ class Results(Part):
     environment: dict[str, Any]
     hashes: dict[str, str]
     seconds: float
+    digest: str = Field(
+        "", exclude=True
+    )  # the seal of the file (`gate.runs.seal`); the numbers carry on without it
 
 
 def read_results(raw: Any, source: str) -> Results:
     """Parsed JSON as results, upgraded where it is older. source: the file, for the message.
 
-    Raises UsageError, in a sentence, where it is damaged or of a version that this gate cannot read.
+    Raises DamagedError, in a sentence, where it is not what gate wrote, and UsageError where it is of a version that
+    this gate cannot read.
     """
+    cure = f"make it anew: gate resume {Path(source).parent}"
     version = raw.get("schema_version") if isinstance(raw, Mapping) else None
     if not isinstance(version, int) or isinstance(version, bool):
-        raise UsageError(f"{source} is damaged (no schema_version); screen again.")
+        raise DamagedError(f"{source} is damaged (no schema_version); {cure}")
     if version > SCHEMA_VERSION:
         raise UsageError(
             f"{source} was written by a newer gate (schema {version}); upgrade gate-screen to read it."
         )
     if version < 1:
         raise UsageError(f"{source} has schema {version}, which no gate can read; screen again.")
+    check_seal(raw, source, cure)
     try:
+        if "scores" in raw["hashes"] and not raw.get(SEAL):
+            raise DamagedError(f"{source} has lost its checksum; {cure}")
         return Results.model_validate(_from_1(raw) if version == 1 else raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(p) for p in first["loc"])
-        raise UsageError(f"{source} is damaged ({where}: {first['msg']}); screen again.") from error
+        raise DamagedError(f"{source} is damaged ({where}: {first['msg']}); {cure}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"{source} is damaged; screen again.") from error
+        raise DamagedError(f"{source} is damaged; {cure}") from error
 
 
 def _from_1(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,7 +210,7 @@ def _from_1(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_shapes(arrays: Mapping[str, NDArray[Any]], axes: Axes, source: str) -> None:
-    """Refuse arrays that do not have the axes that results.json says. Raises UsageError.
+    """Refuse arrays that do not have the axes that results.json says. Raises DamagedError.
 
     Further axes are a measure's own columns.
     """
@@ -218,7 +228,7 @@ def check_shapes(arrays: Mapping[str, NDArray[Any]], axes: Axes, source: str) ->
             continue
         shape = (len(axes.technique), *expected)
         if array.shape[: len(shape)] != shape:
-            raise UsageError(
+            raise DamagedError(
                 f"{source}: {key} has shape {array.shape}, but the axes of results.json say {shape}; "
                 "the two files are not of one run, so screen again."
             )

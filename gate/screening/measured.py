@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 Singles = NDArray[np.float32]
 Cell = tuple[int, int]  # of a timestep and a noise seed, by position
+# what scores.safetensors calls the tables, and what it says of costs
+TABLES = {"shift": "shift", "prediction": "prediction", "probe": "counts", "image": "image"}
+COSTS = ("per_image", "per_pass", "ms", "fit_seconds")
 
 
 @dataclass
@@ -60,6 +64,28 @@ class Measured:
     def calls(self) -> float:
         """Denoiser calls to extract one image once."""
         return self.per_image + self.per_pass
+
+
+def costs(measured: Mapping[str, Measured]) -> str:
+    """What the techniques cost, as text. It lies beside the arrays, in their order: equal runs have equal arrays."""
+    return json.dumps({name: [getattr(m, cost) for cost in COSTS] for name, m in measured.items()})
+
+
+def unpack(
+    costs: str, scores: Mapping[str, NDArray[Any]], pictures: Mapping[str, NDArray[Any]]
+) -> dict[str, Measured]:
+    """The numbers of each technique, by name, out of a run's arrays: `results.assemble` the other way round."""
+    found = {}
+    for i, (technique, cost) in enumerate(json.loads(costs).items()):
+        m = found[technique] = Measured(**dict(zip(COSTS, cost, strict=True)))
+        for key, values in scores.items():
+            head, _, name = key.partition("/")
+            if head in TABLES:
+                getattr(m, TABLES[head])[name] = values[i]
+        m.scale = scores["feature-scale"][i]
+        m.reconstructions = pictures["reconstruction"][i] if "reconstruction" in pictures else None
+        m.pca = pictures["pca"][i] if "pca" in pictures else None
+    return found
 
 
 def _wide(metric: Metric) -> tuple[int, ...]:

@@ -9,8 +9,8 @@ from gate.backbones.layers import MEAN_MAP
 from gate.ranking.chance import says_something
 from gate.ranking.entry import Evidence, Ranking
 from gate.ranking.notes import contradictions, control_notes, denied_notes, listed, silent_notes
+from gate.screening.attempt import VANILLA
 from gate.screening.bench import Bench
-from gate.screening.workers import VANILLA
 
 SCORE_PROBES = ("pixel-linear", "linear")  # the first that the samples have truth for and that says something
 

@@ -21,7 +21,7 @@ from gate.runs.schema import SCHEMA_VERSION
 from gate.screening.attempt import VANILLA
 from gate.screening.bench import Bench
 from gate.screening.config import SCORE_METRICS
-from gate.screening.measured import Measured
+from gate.screening.measured import TABLES, Measured
 from gate.screening.pictures import PCA_SAMPLES, pca_image, pca_layer
 from gate.screening.remarks import notes, score_probes, steps, unconfirmed
 from gate.version import __version__
@@ -226,12 +226,7 @@ def _dense(bench: Bench, measured: Mapping[str, Measured], names: list[str]) -> 
     """Every number, axis 0 the techniques with vanilla first."""
     order = [measured[n] for n in (VANILLA, *names)]
     arrays: Arrays = {}
-    for head, table in (
-        ("shift", "shift"),
-        ("prediction", "prediction"),
-        ("probe", "counts"),
-        ("image", "image"),
-    ):
+    for head, table in TABLES.items():
         for key in getattr(order[0], table):
             arrays[f"{head}/{key}"] = np.stack([getattr(m, table)[key] for m in order])
     arrays["feature-scale"] = np.stack([m.scale for m in order if m.scale is not None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -66,4 +67,8 @@ class Shelf:
             self.held = torch.empty((self.n, *values.shape[1:]), dtype=values.dtype, device=values.device)
             return
         with tempfile.TemporaryFile(dir=self.folder) as file:
+            if hasattr(
+                os, "posix_fallocate"
+            ):  # a full disk is an error here, and a dead process when it is mapped
+                os.posix_fallocate(file.fileno(), 0, self.n * size)
             self._file = np.memmap(file, dtype=np.uint8, mode="w+", shape=(self.n, size))

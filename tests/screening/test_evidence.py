@@ -20,12 +20,12 @@ from gate.metrics.eps import Eps
 from gate.probe import Probe, label_counts
 from gate.request import Request, Response
 from gate.screening import results as results_module
+from gate.screening.attempt import VANILLA
 from gate.screening.bench import Bench, prepare
 from gate.screening.config import make_config
 from gate.screening.measure import measure, tally
 from gate.screening.measured import Measured, Tally
 from gate.screening.results import assemble
-from gate.screening.workers import VANILLA
 from gate.technique import Technique
 from tests.closed_form import UNIT, ClosedForm, flat_samples, known_noise
 

@@ -14,11 +14,11 @@ from gate.probe import Probe
 from gate.request import Request, Response
 from gate.screening import remarks
 from gate.screening import results as results_module
+from gate.screening.attempt import VANILLA
 from gate.screening.bench import Bench, prepare
 from gate.screening.config import make_config
 from gate.screening.measure import measure
 from gate.screening.results import assemble
-from gate.screening.workers import VANILLA
 from gate.technique import Technique
 from tests.closed_form import ClosedForm, flat_samples, known_noise
 from tests.screening.test_evidence import Absolute, Eps, Sign, Squared, Telling, Twice, row

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from gate.runs.directory import one_move
 from gate.runs.schema import Results
 from gate.runs.schema import Row as Row
 
@@ -34,6 +35,8 @@ _RC = {
     "svg.hashsalt": "gate",
     "svg.fonttype": "path",
     "image.interpolation": "nearest",
+    "text.parse_math": False,  # names are names: a dollar in one is no formula
+    "text.usetex": False,
 }
 _MARKERS = {  # kind -> (colour, marker, filled, what it is called)
     "technique": (BLUE, "o", True, "technique"),
@@ -59,9 +62,11 @@ def new_figure(width: float, height: float) -> Any:
 def save(figure: Any, stem: Path) -> list[Path]:
     """Write PNG and SVG; the same figure gives the same bytes."""
     files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-    figure.savefig(files[0], dpi=DPI, metadata={"Software": None})
+    with one_move(files[0]) as file:
+        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
     figure.set_layout_engine("none")  # it is laid out already; doing it again takes a tenth of the time
-    figure.savefig(files[1], metadata={"Date": None, "Creator": None})
+    with one_move(files[1]) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return files
 
 
