@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
+import json
 import sys
+import types
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -162,6 +165,9 @@ def with_settings(cls: type[Technique], name: str, settings: Mapping[str, Any]) 
             raise unknown_name(
                 f"setting of {name}", key, known, listing=f"gate describe {name.partition('[')[0]}"
             )
+    for key, value in settings.items():
+        if problem := _setting_problem(cls, key, value):
+            raise UsageError(f"{name} cannot be set up: {key} {problem}. See: gate describe {cls.name}")
     try:
         technique = cls(**settings)
     except (TypeError, ValueError) as error:
@@ -169,3 +175,38 @@ def with_settings(cls: type[Technique], name: str, settings: Mapping[str, Any]) 
     if name != cls.name:
         vars(technique)["name"] = name
     return technique
+
+
+def _setting_problem(cls: type[Technique], key: str, value: Any) -> str:
+    """Why a value is not of the type that a technique declares for its setting; "" if it is, or nobody can tell.
+
+    By the rules of JSON, where a list is a tuple and an integer a number, but True is no 1 and infinity is nothing.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
+
+    try:
+        adapter = TypeAdapter(_declared(cls, key), config=ConfigDict(strict=True, allow_inf_nan=False))
+    except (NameError, PydanticSchemaGenerationError, PydanticUndefinedAnnotation):
+        return ""  # a type that is imported for type checkers alone, or of a stranger's own making
+    try:
+        try:
+            adapter.validate_json(json.dumps(value))
+        except TypeError:  # no JSON: an object from Python
+            adapter.validate_python(value, strict=False)
+    except ValidationError as error:
+        said = error.errors()[0]["msg"].removeprefix("Input ")
+        return f"must be {_spelled(cls, key)}, got {value!r}, and it {said}"
+    return ""
+
+
+def _declared(cls: type[Technique], key: str) -> Any:
+    """The type of a field, resolved where its class was written. Raises NameError where that is impossible."""
+    home = next(c for c in cls.__mro__ if key in vars(c).get("__annotations__", {}))
+    lone = types.SimpleNamespace(__annotations__={key: home.__annotations__[key]})
+    return typing.get_type_hints(lone, vars(sys.modules[home.__module__]))[key]
+
+
+def _spelled(cls: type[Technique], key: str) -> str:
+    declared = next(f.type for f in dataclasses.fields(cls) if f.name == key)
+    return declared if isinstance(declared, str) else getattr(declared, "__name__", str(declared))

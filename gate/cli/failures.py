@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import sys
 import traceback
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from gate.errors import EXIT_INTERRUPTED, GateError
+from gate.errors import EXIT_INTERRUPTED, GateError, UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 EXIT_BUG = 1
@@ -46,5 +47,10 @@ def explain(error: BaseException) -> tuple[str, int]:
     text = " ".join(str(error).split())
     if isinstance(error, GateError):
         return f"gate: {text}", error.exit_code
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return (
+            f"gate: {str(error.filename)[:40]}... is too long a path; give a shorter one.",
+            UsageError.exit_code,
+        )
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return f"gate: unexpected {what} (this is a bug; --debug shows where)", EXIT_BUG

@@ -69,9 +69,10 @@ def screen(
     """Rank techniques by how much of vanilla's content shift they remove."""
     given = {k: v for k, v in locals().items() if v is not None and k not in _NOT_SETTINGS}
     from gate.screening import screen as run_screening
-    from gate.screening.config import make_config
+    from gate.screening.config import make_config, read_settings
 
-    settings = make_config(given, file=config)
+    read = read_settings(config) if config is not None else {}
+    settings = make_config({**read, **given})
     from gate.cli.progress import reporting
 
     with reporting(quiet=quiet) as (progress, log):

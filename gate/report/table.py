@@ -106,7 +106,9 @@ def closing(results: Results) -> list[str]:
     lines += [skipped_line(s) for s in results.skipped]
     files = results.data.skipped
     if files:
-        lines.append(f"{_count(len(files), 'file')} could not be read: see data.skipped in results.json.")
+        from gate.sample import reasons  # numpy, which a list does without
+
+        lines.append(f"{_count(len(files), 'file')} left out: {reasons(files)}.")
     return [*lines, winners_line(results)]
 
 

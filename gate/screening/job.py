@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ from gate.runs.directory import (
 )
 from gate.runs.parts import drop_parts, has_part, load_part, save_part
 from gate.runs.schema import Results
+from gate.sample import reasons
 from gate.screening.config import ScreenConfig, make_config
+from gate.screening.samples import check_inputs
 from gate.screening.workers import VANILLA, attempts, choose_workers
 
 Progress = Callable[[str, int, int], None]
@@ -43,12 +45,20 @@ class Interrupted(KeyboardInterrupt):
         self.run = run
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Screening:
     """A finished screening: its run directory and results.json."""
 
     path: Path
     results: Results
+
+    def __repr__(self) -> str:
+        ranked, data = self.results.ranking, self.results.data
+        best = f"first: {ranked[0].name}" if ranked else "none ranked"
+        return (
+            f"Screening of {len(ranked)} techniques on {data.n} images of {data.name}, {best}\n"
+            f"{self.path}: winners {', '.join(self.results.winners) or 'none'}; see .table(), .results, .plot()"
+        )
 
     @property
     def exit_code(self) -> int:
@@ -82,22 +92,29 @@ class Screening:
 
 
 def screen(
-    config: ScreenConfig | None = None,
+    config: ScreenConfig | str | Sequence[str] | None = None,
     *,
     progress: Progress | None = None,
     log: Log | None = None,
     **settings: Any,
 ) -> Screening:
-    """Screen techniques. Give a `ScreenConfig`, or its fields as keywords.
+    """Screen techniques. Give a `ScreenConfig`, or names of techniques, or its fields as keywords.
 
     Raises UsageError, ConfigurationError, MissingWeightsError before anything is computed; `Interrupted` on Ctrl-C.
     A technique that fails is recorded in `skipped`, and the others go on.
     """
-    chosen = make_config({**(config.model_dump() if config else {}), **settings})
-    _check_names(chosen)
+    progress, log = progress or (lambda *_: None), log or (lambda _: None)
+    if config is None or isinstance(config, ScreenConfig):
+        chosen = make_config({**(config.model_dump(exclude_unset=True) if config else {}), **settings})
+    else:
+        chosen = make_config({"techniques": config, **settings})
+    check_inputs(chosen)
+    names = select_techniques(chosen.techniques)
     folder = create_directory(chosen.output)
+    log(f"loading {chosen.backbone} to screen {len(names)} technique{'s' if len(names) > 1 else ''}")
     try:
-        return _screen(chosen, folder, progress or (lambda *_: None), log or (lambda _: None))
+        _check_measures(chosen)
+        return _screen(chosen, folder, progress, log)
     except GateError:
         _drop_if_empty(folder)
         raise
@@ -120,9 +137,8 @@ def resume(run: str | Path, *, progress: Progress | None = None, log: Log | None
     return _screen(config, folder, progress or (lambda *_: None), log or (lambda _: None))
 
 
-def _check_names(config: ScreenConfig) -> None:
-    """Refuse unknown names before anything is loaded."""
-    select_techniques(config.techniques)
+def _check_measures(config: ScreenConfig) -> None:
+    """Refuse unknown names before anything is loaded but torch, which metrics and probes need."""
     select_plugins("metric", config.metrics)
     select_plugins("probe", config.probes)
 
@@ -138,13 +154,14 @@ def _drop_if_empty(folder: Path) -> None:
 def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) -> Screening:
     from gate.screening.bench import open_bench
 
-    began = time.perf_counter()
+    began, asked = time.perf_counter(), config.model_fields_set
     bench = open_bench(config, scratch=folder / "parts", log=log)
     backbone, samples, config = bench.backbone, bench.samples, bench.config
     if samples.skipped:
-        log(
-            f"{len(samples.skipped)} of {len(samples) + len(samples.skipped)} files were skipped; see results.json"
-        )
+        found = len(samples) + len(samples.skipped)
+        log(f"{len(samples.skipped)} of {found} files are left out ({reasons(samples.skipped)})")
+    if len(samples) < config.samples and "samples" in asked:
+        log(f"{config.samples} images were asked for, and {samples.name} has {len(samples)}")
     log(
         f"{len(samples)} images of {samples.name} on {backbone.name} ({backbone.device}, "
         f"{str(backbone.dtype).removeprefix('torch.')}), {levels_text(backbone.schedule, config.timesteps)}, "
@@ -161,8 +178,8 @@ def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) ->
     names = select_techniques(config.techniques)
     measured, skipped = _measure_all(bench, names, folder, progress, log)
     if not any(name != VANILLA for name in measured):
-        reasons = "; ".join(f"{s['name']}: {s['reason']}" for s in skipped[:3])
-        raise ConfigurationError(f"No technique could be screened. {reasons}")
+        why = "; ".join(f"{s['name']}: {s['reason']}" for s in skipped[:3])
+        raise ConfigurationError(f"No technique could be screened. {why}")
     from gate.screening.results import assemble  # scipy: with workers, it is there by now
 
     results, arrays, pictures = assemble(bench, measured, skipped)
