@@ -116,6 +116,8 @@ def _closes_at_the_end(name: str) -> bool:
 
 
 def _value(text: str) -> Any:
+    if text in ("true", "false"):  # as YAML and JSON write them
+        return text == "true"
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gate.backbone import LayerInfo
-    from gate.backbones.capture import capture
+    from gate.backbones.activations import capture
     from gate.backbones.layers import resolve_layers
     from gate.backbones.load import config_layers, load_backbone, pipeline_folder
 
@@ -24,7 +24,7 @@ __all__ = [
 ]
 _HOMES = {
     "LayerInfo": "gate.backbone",
-    "capture": "gate.backbones.capture",
+    "capture": "gate.backbones.activations",
     "resolve_layers": "gate.backbones.layers",
 }
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gate.backbone import Backbone, LayerInfo, is_map
-from gate.backbones.capture import Features, capture
+from gate.backbones.activations import Features, capture
 from gate.backbones.codec import Codec
 from gate.backbones.index import part_of, weights_hash
 from gate.backbones.layers import layer_paths, resolve_layers

@@ -72,6 +72,23 @@ def list_folder(folder: str | os.PathLike[str], *, without: Path | None = None) 
     )
 
 
+def check_folder(images: str | None, **beside: str | None) -> None:
+    """Refuse paths that lead nowhere, before anything heavy is imported. beside: flag -> what lies beside the images.
+
+    Raises UsageError.
+    """
+    for flag, path in beside.items():
+        if path is None:
+            continue
+        if images is None:
+            raise UsageError(f"--{flag} belongs to a folder of images; give --images DIR too.")
+        if not Path(path).exists():
+            raise UsageError(f"There is no {path!r} for --{flag}; check the path.")
+    if images is not None and not Path(images).is_dir():
+        what = "is a file" if Path(images).exists() else "does not exist"
+        raise UsageError(f"{images!r} {what}; give the folder that holds the images.")
+
+
 def normalise(name: str) -> str:
     """A name as a table or a system writes it, as a key."""
     return unicodedata.normalize("NFC", PurePosixPath(name.strip().replace("\\", "/")).as_posix())

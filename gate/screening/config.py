@@ -102,7 +102,7 @@ class ScreenConfig(BaseModel):
         if isinstance(value, str) and not value.strip():
             raise ValueError("it is empty; give a value, or leave it out")
         if isinstance(value, bool) and info.field_name != "offload":
-            raise ValueError(f"{value} is no value of it")
+            raise ValueError(f"a number or text is wanted, not {value}")
         return value
 
     @model_validator(mode="after")

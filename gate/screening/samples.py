@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gate.data.folder import load_images
 from gate.data.named import DEFAULT, find_data, load_data
-from gate.errors import UsageError
+from gate.data.sidecars import check_folder, list_folder, masks_folder
 from gate.sample import SampleSet
 
 if TYPE_CHECKING:
@@ -19,19 +18,17 @@ def check_inputs(config: ScreenConfig) -> None:
     from gate.backbones.hub import check_name
 
     check_name(config.backbone, revision=config.revision, pipeline=config.pipeline)
-    beside = {"labels": config.labels, "captions": config.captions, "masks": config.masks}
-    for name, value in beside.items():
-        if value is None:
-            continue
-        if config.images is None:
-            raise UsageError(f"--{name} belongs to a folder of images; give --images DIR too.")
-        if not Path(value).exists():
-            raise UsageError(f"There is no {value!r} for --{name}; check the path.")
+    check_folder(config.images, labels=config.labels, captions=config.captions, masks=config.masks)
     if config.images is None:
         find_data(config.data or DEFAULT)
-    elif not Path(config.images).is_dir():
-        what = "is a file" if Path(config.images).exists() else "does not exist"
-        raise UsageError(f"{config.images!r} {what}; give the folder that holds the images.")
+
+
+def expected(config: ScreenConfig) -> tuple[int, str]:
+    """How many samples there will be at most, and of what; no image is opened."""
+    if config.images is None:
+        return config.samples, config.data or DEFAULT
+    listing = list_folder(config.images, without=masks_folder(config.images, config.masks))
+    return min(config.samples, len(listing.images)), config.images
 
 
 def load_for(config: ScreenConfig, *, size: int) -> SampleSet:
