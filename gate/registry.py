@@ -165,9 +165,7 @@ def with_settings(cls: type[Technique], name: str, settings: Mapping[str, Any]) 
             raise unknown_name(
                 f"setting of {name}", key, known, listing=f"gate describe {name.partition('[')[0]}"
             )
-    for key, value in settings.items():
-        if problem := _setting_problem(cls, key, value):
-            raise UsageError(f"{name} cannot be set up: {key} {problem}. See: gate describe {cls.name}")
+    settings = {key: _checked(cls, name, key, value) for key, value in settings.items()}
     try:
         technique = cls(**settings)
     except (TypeError, ValueError) as error:
@@ -177,8 +175,8 @@ def with_settings(cls: type[Technique], name: str, settings: Mapping[str, Any]) 
     return technique
 
 
-def _setting_problem(cls: type[Technique], key: str, value: Any) -> str:
-    """Why a value is not of the type that a technique declares for its setting; "" if it is, or nobody can tell.
+def _checked(cls: type[Technique], name: str, key: str, value: Any) -> Any:
+    """A setting, held to the type that the technique declares for it: one value is a list of one. Raises UsageError.
 
     By the rules of JSON, where a list is a tuple and an integer a number, but True is no 1 and infinity is nothing.
     """
@@ -186,9 +184,12 @@ def _setting_problem(cls: type[Technique], key: str, value: Any) -> str:
     from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
 
     try:
-        adapter = TypeAdapter(_declared(cls, key), config=ConfigDict(strict=True, allow_inf_nan=False))
+        declared = _declared(cls, key)
+        adapter = TypeAdapter(declared, config=ConfigDict(strict=True, allow_inf_nan=False))
     except (NameError, PydanticSchemaGenerationError, PydanticUndefinedAnnotation):
-        return ""  # a type that is imported for type checkers alone, or of a stranger's own making
+        return value  # a type that is imported for type checkers alone, or of a stranger's own making
+    if typing.get_origin(declared) is tuple and not isinstance(value, (list, tuple)):
+        value = (value,)
     try:
         try:
             adapter.validate_json(json.dumps(value))
@@ -196,8 +197,11 @@ def _setting_problem(cls: type[Technique], key: str, value: Any) -> str:
             adapter.validate_python(value, strict=False)
     except ValidationError as error:
         said = error.errors()[0]["msg"].removeprefix("Input ")
-        return f"must be {_spelled(cls, key)}, got {value!r}, and it {said}"
-    return ""
+        raise UsageError(
+            f"{name} cannot be set up: {key} must be {_spelled(cls, key)}, got {value!r}, and it {said}. "
+            f"See: gate describe {cls.name}"
+        ) from error
+    return value
 
 
 def _declared(cls: type[Technique], key: str) -> Any:

@@ -1,4 +1,4 @@
-"""`gate screen --dry-run`: what would be measured and what it costs, from what techniques declare; nothing is loaded."""
+"""`gate screen --dry-run`: what would be measured and what it costs, as techniques declare it; nothing is loaded."""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gate.fit.config import FitConfig, check_inputs, make_fit_config
+from gate.fit.config import FitConfig, make_fit_config
+from gate.fit.inputs import check_inputs
 
 if TYPE_CHECKING:
     from gate.fit.loop import FitInterrupted, Fitted, fit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -76,20 +75,3 @@ def make_fit_config(values: dict[str, Any]) -> FitConfig:
     if (config.images is None) == (config.data is None):
         raise UsageError("Say what to fit on: --images DIR, or a named data set with --data NAME.")
     return config
-
-
-def check_inputs(config: FitConfig, *, resume: bool = False) -> None:
-    """Refuse names and paths that lead nowhere, before anything heavy is imported. Raises UsageError."""
-    from gate.backbones.hub import check_name
-    from gate.data import find_data
-    from gate.data.sidecars import check_folder
-    from gate.fit.trainer import find_trainer
-
-    find_trainer(config.name)
-    check_name(config.backbone)
-    if config.data is not None:
-        find_data(config.data)
-    check_folder(config.images, captions=config.captions)
-    folder = Path(config.output)
-    if not resume and folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
-        raise UsageError(f"{folder} exists already; add --resume to go on, or choose another folder.")

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from gate.adapters.formats import OVER_FITTED
 from gate.errors import ConfigurationError, GateError, OutOfMemoryError, UsageError
-from gate.fit.config import FitConfig, check_inputs
+from gate.fit.config import FitConfig
 from gate.fit.course import Course, Material
+from gate.fit.inputs import check_inputs
 from gate.fit.report import write_report
 from gate.fit.trainer import Trainer, create_trainer
 from gate.runs.directory import write_json

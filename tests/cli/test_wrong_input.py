@@ -273,7 +273,7 @@ def test_one_name_is_a_list_of_one(tiny: Any, scenes: Any, tmp_path: Path) -> No
         batch = tiny.batch(scenes[:1].samples)
         tiny.denoise(batch.request(50, 0))
     assert set(seen) == {"up1"} and torch.is_tensor(seen["up1"])
-    small: dict[str, Any] = {"samples": 8, "seeds": 1, "timesteps": 50, "image_samples": 0, "resamples": 200}
+    small: dict[str, Any] = {"samples": 16, "seeds": 1, "timesteps": 50, "image_samples": 0, "resamples": 200}
     done = gate.screen("freeu", **small, workers=1, probes="knn", output=str(tmp_path / "run"))
     assert [row.name for row in done.results.ranking] == ["freeu"]
     assert len(repr(done).splitlines()) == 2 and "freeu" in repr(done) and str(tmp_path / "run") in repr(done)
