@@ -14,6 +14,7 @@ from gate.errors import (
     EXIT_PARTIAL,
     ConfigurationError,
     GateError,
+    MissingWeightsError,
     UsageError,
 )
 from gate.registry import select_plugins, select_techniques
@@ -177,9 +178,6 @@ def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) ->
     write_json(folder / "run.json", run)
     names = select_techniques(config.techniques)
     measured, skipped = _measure_all(bench, names, folder, progress, log)
-    if not any(name != VANILLA for name in measured):
-        why = "; ".join(f"{s['name']}: {s['reason']}" for s in skipped[:3])
-        raise ConfigurationError(f"No technique could be screened. {why}")
     from gate.screening.results import assemble  # scipy: with workers, it is there by now
 
     results, arrays, pictures = assemble(bench, measured, skipped)
@@ -227,6 +225,7 @@ def _measure_all(
     everyone = [VANILLA, *names]
     todo = [name for name in everyone if not has_part(folder, name)]
     skipped: dict[str, dict[str, Any]] = {}
+    unfetched: set[str] = set()
     rows = len(bench.samples) * len(bench.config.timesteps) * bench.config.seeds
     done = rows * (len(everyone) - len(todo))
     count = _Counter(progress, done, rows * len(everyone))
@@ -242,6 +241,7 @@ def _measure_all(
             else:
                 entry = {"name": tried.name, "reason": tried.reason, "fix": tried.fix, "failed": tried.failed}
                 skipped[tried.name] = entry
+                unfetched |= {tried.name} if tried.unfetched else set()
                 log(f"skipped {tried.name}: {tried.reason}")
                 append_journal(folder, **entry)
             done += rows
@@ -251,6 +251,10 @@ def _measure_all(
     # nobody held them in memory until here
     parts = ((name, load_part(folder, name, Measured)) for name in everyone)
     measured = {name: part for name, part in parts if part is not None}
+    if not any(name != VANILLA for name in measured):
+        why = "; ".join(f"{s['name']}: {s['reason']}" for s in list(skipped.values())[:3])
+        kind = MissingWeightsError if unfetched and unfetched == set(skipped) else ConfigurationError
+        raise kind(f"No technique could be screened. {why}")
     return measured, [skipped[name] for name in names if name in skipped]
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gate.errors import GateError, OutOfMemoryError, UnsuitableError
+from gate.errors import GateError, MissingWeightsError, OutOfMemoryError, UnsuitableError
 from gate.machine import forkable_cores
 from gate.registry import create_technique
 from gate.technique import Technique
@@ -37,7 +37,9 @@ AFTERWARDS = ("gate.screening.results", "gate.report.figures.ranking", "gate.rep
 
 @dataclass(frozen=True)
 class Attempt:
-    """What came of one technique. failed: by an error, not by what it needs. notices: lines for the user."""
+    """What came of one technique. failed: by an error, not by what it needs. notices: lines for the user.
+
+    unfetched: whether what it needs is weights."""
 
     name: str
     measured: Measured | None = None
@@ -45,6 +47,7 @@ class Attempt:
     fix: str = ""
     failed: bool = False
     notices: tuple[str, ...] = ()
+    unfetched: bool = False
 
 
 def choose_workers(bench: Bench, techniques: int) -> int:
@@ -104,7 +107,8 @@ def attempt(bench: Bench, name: str, tick: Callable[[int], None]) -> Attempt:
         technique.check(bench.backbone, bench.samples)
         return Attempt(name, _within_memory(bench, technique, tick, notices.append), notices=tuple(notices))
     except UnsuitableError as error:
-        return Attempt(name, None, error.reason, error.fix)
+        unfetched = isinstance(error.__cause__, MissingWeightsError)
+        return Attempt(name, None, error.reason, error.fix, unfetched=unfetched)
     except Exception as error:  # a technique may be a stranger's: record it, tell it, go on
         reason = str(error) if isinstance(error, GateError) else f"{type(error).__name__}: {error}"
         return Attempt(name, None, reason, f"Run: gate check '{name}'", True, tuple(notices))

@@ -177,6 +177,14 @@ def test_a_class_conditioned_backbone_is_refused(here: Path) -> None:
     assert "needs a class for every image" in said and not (here / "run").exists()
 
 
+def test_weights_that_are_nowhere_have_the_code_of_missing_weights(here: Path) -> None:
+    result = cli.invoke(
+        app, ["screen", *FAST, "--techniques", "lora[weights=foo/bar]", "--samples", "16", "--quiet"]
+    )
+    assert result.exit_code == 5 and "download foo/bar" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 # Settings in a file, and in Python
 
 
