@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from gate.adapters.formats import OVER_FITTED
+from gate.errors import UsageError
 from gate.measure import share_removed
 from gate.names import parse_name
 from gate.ranking.statistics import Interval, paired_bca
@@ -167,8 +168,11 @@ def fit_command(config: FitConfig) -> str:
 def screen_command(config: FitConfig) -> str:
     """The command that screens what was fitted, on the data that it was fitted to."""
     weights = config.output
-    if parse_name(f"x[weights={weights}]")[1]["weights"] != weights:
-        weights = repr(weights)
+    try:
+        plain = parse_name(f"x[weights={weights}]")[1] == {"weights": weights}
+    except UsageError:  # a comma or a bracket in it
+        plain = False
+    weights = weights if plain else repr(weights)
     name = f"{config.name}[weights={weights}]"
     given = config.model_dump(exclude_defaults=True, include={"images", "captions", "data", "backbone"})
     flags = [text for key, value in given.items() for text in (f"--{key}", value)]
