@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gate.errors import ConfigurationError
 
+REASONS = 3  # as many are told in a line
 MIN_SAMPLES = 8  # below it no interval over samples means anything
 
 
@@ -112,3 +113,15 @@ class SampleSet(Sequence[Sample]):
             if s.mask is not None:
                 digest.update(np.ascontiguousarray(s.mask, dtype=np.int32).tobytes())
         return digest.hexdigest()
+
+
+def reasons(skipped: Iterable[tuple[str, str]]) -> str:
+    """How many files were left out for which reason, with an example of each: the most frequent ones, in a line."""
+    examples: dict[str, list[str]] = {}
+    for source, reason in skipped:
+        group = "is the same picture as another" if reason.startswith("is the same picture") else reason
+        examples.setdefault(group, []).append(source)
+    groups = sorted(examples.items(), key=lambda group: -len(group[1]))
+    said = [f"{len(files)} ({files[0]}) {reason}" for reason, files in groups[:REASONS]]
+    rest = sum(len(files) for _, files in groups[REASONS:])
+    return "; ".join([*said, f"{rest} for other reasons, see data.skipped of results.json"] if rest else said)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gate.backbones.hub import PICKLES, pipeline_folder, read_index, variant_of
+from gate.backbones.hub import pipeline_folder, read_index, variant_of
 from gate.backbones.index import part_names, part_of
 from gate.errors import ConfigurationError, MissingWeightsError, UsageError
 
@@ -126,17 +126,3 @@ def _inferred(name: str, file: Path) -> str:
         raise UsageError(
             f"{name} does not say which pipeline it belongs to; name its configs with --pipeline FOLDER|HUB_ID."
         ) from error
-
-
-def single_file(name: str) -> Path | None:
-    """The safetensors file that a name is, or None. Raises UsageError for pickled weights."""
-    path = Path(name).expanduser()
-    if name.endswith(PICKLES):
-        raise UsageError(
-            f"{name} is pickled; only safetensors are loaded. Convert it first, or find a converted one."
-        )
-    if not name.endswith(".safetensors"):
-        return None
-    if not path.is_file():
-        raise UsageError(f"There is no file {name}.")
-    return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import signal
@@ -13,7 +14,14 @@ from typing import Any, TypeVar
 
 import typer
 
-from gate.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, FULL, ConfigurationError, GateError
+from gate.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    FULL,
+    ConfigurationError,
+    GateError,
+    UsageError,
+)
 from gate.names import harmless
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -63,6 +71,11 @@ def explain(error: BaseException) -> tuple[str, int]:
         where = f"{error.filename}: " if error.filename else ""
         reason = f"{where}{error.strerror}; make room there, or choose another place."
         return f"gate: cannot write: {harmless(reason)}", ConfigurationError.exit_code
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return (
+            f"gate: {harmless(str(error.filename)[:40])}... is too long a path; give a shorter one.",
+            UsageError.exit_code,
+        )
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return f"gate: unexpected {what} (this is a bug; --debug shows where)", EXIT_BUG
 

@@ -66,7 +66,9 @@ def closing(results: Results) -> list[str]:
     lines = [f"Note: {note}" for note in notes] + skipped_lines(results.skipped)
     files = results.data.skipped
     if files:
-        lines.append(f"{_count(len(files), 'file')} could not be read: see data.skipped in results.json.")
+        from gate.sample import reasons  # numpy, which a list does without
+
+        lines.append(f"{_count(len(files), 'file')} left out: {reasons(files)}.")
     return [*lines, winners_line(results)]
 
 

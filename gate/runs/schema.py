@@ -114,7 +114,7 @@ class Axes(Part):
 
 
 class Data(Part):
-    """The samples, and the files that could not be read with their reasons."""
+    """The samples, and the files that were left out with their reasons."""
 
     name: str
     n: int

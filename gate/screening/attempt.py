@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gate.errors import GateError, OutOfMemoryError, UnsuitableError
+from gate.errors import GateError, MissingWeightsError, OutOfMemoryError, UnsuitableError
 from gate.registry import create_technique
 from gate.technique import Technique
 
@@ -26,7 +26,7 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memo
 class Attempt:
     """What came of one technique. failed: by an error, not by what it needs. notices: lines for the user.
 
-    changed: what it left changed of that which all techniques share, by name.
+    unfetched: whether what it needs is weights. changed: what it left changed of that which all share, by name.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Attempt:
     failed: bool = False
     notices: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
+    unfetched: bool = False
 
 
 def failure(name: str, reason: str, notices: tuple[str, ...] = (), changed: tuple[str, ...] = ()) -> Attempt:
@@ -54,7 +55,8 @@ def attempt(bench: Bench, name: str, tick: Callable[[int], None], intact: Intact
         bench.memo.keeping = ours(technique)
         found = Attempt(name, _within_memory(bench, technique, tick, notices.append), notices=tuple(notices))
     except UnsuitableError as error:
-        found = Attempt(name, None, error.reason, error.fix)
+        unfetched = isinstance(error.__cause__, MissingWeightsError)
+        found = Attempt(name, None, error.reason, error.fix, unfetched=unfetched)
     except KeyboardInterrupt:
         if multiprocessing.parent_process() is None:
             raise  # the user's, not a technique's in its fork

@@ -177,3 +177,17 @@ def test_describe_a_broken_plug_in() -> None:
 def test_describe_an_unknown_name(name: str) -> None:
     result = cli.invoke(app, ["describe", name])
     assert result.exit_code == 2 and "Did you mean" in result.stderr
+
+
+def test_describe_a_metric_with_its_own_reference() -> None:
+    facts = json.loads(cli.invoke(app, ["describe", "cosine@own", "--format", "json"]).stdout)
+    assert facts["name"] == "cosine@own" and "through the technique itself" in facts["reference"]
+    bare = json.loads(cli.invoke(app, ["describe", "cosine", "--format", "json"]).stdout)
+    assert "plain backbone" in bare["reference"]
+    for unknown in ("eps@own", "cosine@other", "linear@own"):  # these have no second reference
+        assert cli.invoke(app, ["describe", unknown]).exit_code == 2
+
+
+def test_a_search_among_prompts_is_listed_at_its_price() -> None:
+    [row] = json.loads(cli.invoke(app, ["list", "techniques", "prompt-search", "--format", "json"]).stdout)
+    assert row["cost"]["calls"] == 37  # 14 classes x 2 copies, 4 x 2 more, and the pass itself
