@@ -36,12 +36,14 @@ CALIBRATION = 50  # the timestep at which massive channels are looked for
 class PipelineBackbone(Codec, Backbone):
     """A pipeline in diffusers' format. A family says what is its own: `serves`, `describe` and `call`.
 
-    Facts: `denoisers`, diffusers' classes that it calls; `half`, what `--dtype auto` is on a GPU; `patch`, how many
+    Facts: `denoisers`, diffusers' classes that it calls; `parts`, further classes that it takes besides those of
+    gate/backbones/trusted.py, as "transformers.Class"; `half`, what `--dtype auto` is on a GPU; `patch`, how many
     latent positions a side become one token (None: the config's patch_size); `packed`, whether the family does that
     itself; `default_side`, of the latent, where a denoiser's config names no size: 1024 px.
     """
 
     denoisers: ClassVar[frozenset[str]] = frozenset()
+    parts: ClassVar[frozenset[str]] = frozenset()
     half: ClassVar[torch.dtype] = torch.bfloat16
     patch: ClassVar[int | None] = None
     packed: ClassVar[bool] = False

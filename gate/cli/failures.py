@@ -20,6 +20,7 @@ from gate.errors import (
     FULL,
     ConfigurationError,
     GateError,
+    PluginError,
     UsageError,
 )
 from gate.names import harmless
@@ -44,7 +45,7 @@ def guarded(command: Command) -> Command:
         except BrokenPipeError as error:  # `| head` has read enough; what was made lies on the disk
             hush(sys.stdout)
             raise typer.Exit(0) from error
-        except (Exception, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
             if kwargs.get("debug"):
                 traceback.print_exc(file=sys.stderr)
             message, code = explain(error)
@@ -64,6 +65,11 @@ def explain(error: BaseException) -> tuple[str, int]:
         message = f"{'Terminated' if ended else 'Interrupted'}{'; ' if finish else ''}{finish}"
         return harmless(message), EXIT_TERMINATED if ended else EXIT_INTERRUPTED
     text = harmless(" ".join(str(error).split()))
+    if isinstance(error, SystemExit):  # none of ours raises it: the command line raises typer.Exit
+        return (
+            f"gate: a plug-in ended the command (SystemExit: {text}); gate doctor lists them",
+            PluginError.exit_code,
+        )
     if isinstance(error, GateError):
         return f"gate: {text}", error.exit_code
     if isinstance(error, OSError) and error.errno in FULL:

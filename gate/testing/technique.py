@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from gate.composition import Composition
 from gate.errors import UnsuitableError
 from gate.passes import single_pass
+from gate.plugins import class_problem
 from gate.technique import Technique
 from gate.testing.passes import TIMESTEPS, Examination, expect_equal, fresh
 from gate.testing.report import Broken, Check, CheckReport, examined
@@ -75,6 +76,9 @@ class _Invariants(Examination):
         technique = self.technique
         if not technique.name or not technique.summary or "\n" in technique.summary:
             raise Broken("a technique needs a name and a summary of one line")
+        parts = technique.parts if isinstance(technique, Composition) else (technique,)
+        if problem := next(filter(None, (class_problem(type(part)) for part in parts)), ""):
+            raise Broken(problem)
         if not technique.families:
             raise Broken("families is empty: it would serve no backbone")
         return technique.summary
