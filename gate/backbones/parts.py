@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gate.backbones.families import families
 from gate.backbones.hub import pipeline_folder, read_index, variant_of
 from gate.backbones.index import part_names, part_of
 from gate.backbones.trusted import refuse_extras, trusted_class
