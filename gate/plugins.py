@@ -31,6 +31,7 @@ GROUPS: dict[PluginKind, str] = {
     "metric": "gate.metrics",
 }
 OURS = "gate-screen"
+OUR_PACKAGES = frozenset({"gate", "techniques", "probes"})
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,11 @@ def find_claim(kind: PluginKind, name: str) -> Claim | None:
             if point.name == name:
                 return Claim(name, _load(kind, point), {})
     return claims(kind).get(name)
+
+
+def is_ours(cls: type[Any]) -> bool:
+    """Whether a class is shipped with gate: strangers' are watched more closely."""
+    return cls.__module__.partition(".")[0] in OUR_PACKAGES
 
 
 def forget() -> None:

@@ -125,17 +125,3 @@ def _inferred(name: str, file: Path) -> str:
         raise UsageError(
             f"{name} does not say which pipeline it belongs to; name its configs with --pipeline FOLDER|HUB_ID."
         ) from error
-
-
-def single_file(name: str) -> Path | None:
-    """The safetensors file that a name is, or None. Raises UsageError for pickled weights."""
-    path = Path(name).expanduser()
-    if name.endswith(PICKLES):
-        raise UsageError(
-            f"{name} is pickled; only safetensors are loaded. Convert it first, or find a converted one."
-        )
-    if not name.endswith(".safetensors"):
-        return None
-    if not path.is_file():
-        raise UsageError(f"There is no file {name}.")
-    return path

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gate.backbone import LayerInfo, is_map
-from gate.backbones.capture import capture
+from gate.backbones.activations import capture
 from gate.backbones.hush import hushed
 from gate.backbones.layers import MEAN_MAP, cross_maps, layer_paths
 from gate.errors import ConfigurationError
