@@ -23,7 +23,7 @@ DIES = "    def denoise(self, request, call_next):\n        raise RuntimeError('
 STRANGERS = {
     "exits": ("import sys; sys.exit(0)", "SystemExit: 0"),
     "interrupts": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
-    "seven": ("    variants = 7", "variants must map names to settings"),
+    "seven": ("    variants = 7\nprint('hello')", "variants must map names to settings"),
     "nothing": ("    summary = None", "summary must be one line of text"),
     "a+b": ("", "does not read on the command line"),
     "x-[bold red]": ("", "does not read on the command line"),

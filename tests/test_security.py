@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,26 @@ def test_whatever_transformers_loads_is_told_that_no_remote_code_runs() -> None:
                     assert '"trust_remote_code": False' in source, file
                     told += 1
     assert told >= 2
+
+
+def test_a_picture_in_another_format_s_name_reaches_no_ghostscript(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow hands EPS to a program of its own, whatever the file is called."""
+    from PIL import Image
+
+    from gate.data.images import UnreadableError, read_image
+
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path / 'marker'}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    file = tmp_path / "photo.png"
+    Image.new("RGB", (16, 16)).save(file, format="EPS")
+    with pytest.raises(UnreadableError):
+        read_image(file)
+    assert not (tmp_path / "marker").exists()
+    with pytest.raises(OSError), Image.open(file) as opened:  # what it would have run
+        opened.load()
+    assert (tmp_path / "marker").exists()
