@@ -110,11 +110,9 @@ def screen(
     else:
         chosen = make_config({"techniques": config, **settings})
     check_inputs(chosen)
-    names = select_techniques(chosen.techniques)
+    select_techniques(chosen.techniques)
     folder = create_directory(chosen.output)
-    log(f"loading {chosen.backbone} to screen {len(names)} technique{'s' if len(names) > 1 else ''}")
     try:
-        _check_measures(chosen)
         return _screen(chosen, folder, progress, log)
     except GateError:
         _drop_if_empty(folder)
@@ -138,12 +136,6 @@ def resume(run: str | Path, *, progress: Progress | None = None, log: Log | None
     return _screen(config, folder, progress or (lambda *_: None), log or (lambda _: None))
 
 
-def _check_measures(config: ScreenConfig) -> None:
-    """Refuse unknown names before anything is loaded but torch, which metrics and probes need."""
-    select_plugins("metric", config.metrics)
-    select_plugins("probe", config.probes)
-
-
 def _drop_if_empty(folder: Path) -> None:
     """A run that was refused leaves no directory behind."""
     import shutil
@@ -153,9 +145,13 @@ def _drop_if_empty(folder: Path) -> None:
 
 
 def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) -> Screening:
-    from gate.screening.bench import open_bench
-
     began, asked = time.perf_counter(), config.model_fields_set
+    names = select_techniques(config.techniques)
+    log(f"loading {config.backbone} to screen {len(names)} technique{'s' if len(names) > 1 else ''}")
+    from gate.screening.bench import open_bench  # torch, seconds
+
+    select_plugins("metric", config.metrics)  # refused before the backbone is loaded
+    select_plugins("probe", config.probes)
     bench = open_bench(config, scratch=folder / "parts", log=log)
     backbone, samples, config = bench.backbone, bench.samples, bench.config
     if samples.skipped:
@@ -176,7 +172,6 @@ def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) ->
     }
     _same_or_new(folder, run)
     write_json(folder / "run.json", run)
-    names = select_techniques(config.techniques)
     measured, skipped = _measure_all(bench, names, folder, progress, log)
     from gate.screening.results import assemble  # scipy: with workers, it is there by now
 
