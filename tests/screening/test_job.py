@@ -192,7 +192,7 @@ def test_unlabelled_images_are_ranked_by_shift_alone_and_captioned_techniques_ar
         ({"metrics": ("laplace",)}, UsageError, "Did you mean 'laplacian'"),
         ({"backbone": "tinny"}, UsageError, "Unknown backbone 'tinny'"),
         ({"samples": 3}, UsageError, "samples"),
-        ({"timesteps": (5000,)}, ConfigurationError, "Timestep 5000"),
+        ({"timesteps": (5000,)}, UsageError, "Timestep 5000"),
         ({"timesteps": (50, 50)}, UsageError, "distinct"),
         ({"nonsense": 1}, UsageError, "nonsense"),
         ({"images": "/does/not/exist"}, UsageError, "does/not/exist"),
