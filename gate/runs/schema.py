@@ -219,6 +219,7 @@ def check_shapes(arrays: Mapping[str, NDArray[Any]], axes: Axes, source: str) ->
         "shift": (t, s, len(axes.layer), n),
         "prediction": (t, s, n),
         "probe": (t, s, n),
+        "refit": (t, s, n),
         "image": (len(axes.image_sample),),
         "feature-scale": (len(axes.layer),),
     }

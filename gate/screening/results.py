@@ -101,7 +101,8 @@ def _evidence(bench: Bench, m: Measured) -> Evidence:
     shifts = {key: cells(key, values, 3) for key, values in m.shift.items()}
     shifts |= {key: cells(key, values, 2) for key, values in m.prediction.items()}
     counts = {key: _over_seeds(known[key], values) for key, values in m.counts.items()}
-    return Evidence(shifts, counts)
+    refits = {key: values.mean(axis=1, dtype=np.float64).T for key, values in m.refit.items()}
+    return Evidence(shifts, counts, refits)
 
 
 def _over_seeds(probe: Measure, values: NDArray[Any]) -> NDArray[Any]:
@@ -230,6 +231,9 @@ def _dense(bench: Bench, measured: Mapping[str, Measured], names: list[str]) -> 
         for key in getattr(order[0], table):
             arrays[f"{head}/{key}"] = np.stack([getattr(m, table)[key] for m in order])
     arrays["feature-scale"] = np.stack([m.scale for m in order if m.scale is not None])
+    arrays["carried"] = np.stack([m.carried for m in order if m.carried is not None])
+    unasked = np.full(3, np.nan, np.float32)
+    arrays["unseen"] = np.stack([unasked if m.unseen is None else m.unseen for m in order])
     return arrays
 
 
