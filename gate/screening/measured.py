@@ -41,9 +41,9 @@ class Measured:
     {probe: (t, s, n, k, k)}, or whatever columns it gives. refit: {probe: (t, s, n)}, `Probe.judge`. image: {metric:
     (m,)}. A metric of several columns adds them as a last axis. reconstructions: (m, H, W, 3) uint8. pca: (PCA_SAMPLES,
     h, w, 3) float in [0, 1]. scale: RMS of the features, (l,). carried: the three of `gate.carried.Carried`, (t, 3), of
-    the first seed; unseen: those of `Unseen`, (3,), where a stranger's technique was asked. per_image, per_pass: denoiser
-    calls, counted, for the conditioning of an image and for each of its passes. ms: milliseconds per image and pass. A
-    field is stored and read back by its type alone.
+    the first seed; unseen: those of `Unseen`, (3,), where a stranger's technique was asked. per_image, per_pass: calls
+    of the denoiser, counted, for the conditioning of an image and for each of its passes. ms: milliseconds per image
+    and pass. A field is stored and read back by its type alone.
     """
 
     shift: dict[str, Singles] = field(default_factory=dict)
