@@ -71,4 +71,5 @@ def _write(run: Run, folder: Path, name: str) -> list[Path]:
         drawn = figures()[name](Run(run.path, shown(run.results)))
         pages = drawn if isinstance(drawn, list) else [drawn] if drawn is not None else []
         stems = [name, *(f"{name}-{i}" for i in range(2, len(pages) + 1))]
-        return [file for page, stem in zip(pages, stems, strict=False) for file in save(page, folder / stem)]
+        last_first = reversed([*zip(pages, stems, strict=False)])  # the first page says that all are there
+        return [file for page, stem in last_first for file in save(page, folder / stem)]
