@@ -50,6 +50,8 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
             f"{name!r} does not read as a name; write NAME or NAME[setting=value,setting=value]."
         )
     head = head.strip()
+    if bracket and not inside[:-1].strip():
+        raise UsageError(f"The brackets of {name!r} are empty; write {head}, or {head}[setting=value].")
     settings: dict[str, Any] = {}
     for item in split_names(inside[:-1]):
         key, equals, value = (part.strip() for part in item.partition("="))
@@ -123,6 +125,8 @@ def _closes_at_the_end(name: str) -> bool:
 
 
 def _value(text: str) -> Any:
+    if text in ("true", "false"):  # as YAML and JSON write them
+        return text == "true"
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

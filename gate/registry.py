@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
+import json
 import sys
+import types
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -162,6 +165,7 @@ def with_settings(cls: type[Technique], name: str, settings: Mapping[str, Any]) 
             raise unknown_name(
                 f"setting of {name}", key, known, listing=f"gate describe {name.partition('[')[0]}"
             )
+    settings = {key: _checked(cls, name, key, value) for key, value in settings.items()}
     try:
         technique = cls(**settings)
     except (TypeError, ValueError) as error:
@@ -169,3 +173,44 @@ def with_settings(cls: type[Technique], name: str, settings: Mapping[str, Any]) 
     if name != cls.name:
         vars(technique)["name"] = name
     return technique
+
+
+def _checked(cls: type[Technique], name: str, key: str, value: Any) -> Any:
+    """A setting, held to the type that the technique declares for it: one value is a list of one. Raises UsageError.
+
+    By the rules of JSON, where a list is a tuple and an integer a number, but True is no 1 and infinity is nothing.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
+
+    try:
+        declared = _declared(cls, key)
+        adapter = TypeAdapter(declared, config=ConfigDict(strict=True, allow_inf_nan=False))
+    except (NameError, PydanticSchemaGenerationError, PydanticUndefinedAnnotation):
+        return value  # a type that is imported for type checkers alone, or of a stranger's own making
+    if typing.get_origin(declared) is tuple and not isinstance(value, (list, tuple)):
+        value = (value,)
+    try:
+        try:
+            adapter.validate_json(json.dumps(value))
+        except TypeError:  # no JSON: an object from Python
+            adapter.validate_python(value, strict=False)
+    except ValidationError as error:
+        said = error.errors()[0]["msg"].removeprefix("Input ")
+        raise UsageError(
+            f"{name} cannot be set up: {key} must be {_spelled(cls, key)}, got {value!r}, and it {said}. "
+            f"See: gate describe {cls.name}"
+        ) from error
+    return value
+
+
+def _declared(cls: type[Technique], key: str) -> Any:
+    """The type of a field, resolved where its class was written. Raises NameError where that is impossible."""
+    home = next(c for c in cls.__mro__ if key in vars(c).get("__annotations__", {}))
+    lone = types.SimpleNamespace(__annotations__={key: home.__annotations__[key]})
+    return typing.get_type_hints(lone, vars(sys.modules[home.__module__]))[key]
+
+
+def _spelled(cls: type[Technique], key: str) -> str:
+    declared = next(f.type for f in dataclasses.fields(cls) if f.name == key)
+    return declared if isinstance(declared, str) else getattr(declared, "__name__", str(declared))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gate.errors import ConfigurationError
 
+REASONS = 3  # as many are told in a line
 MIN_SAMPLES = 8  # below it no interval over samples means anything
 
 
@@ -98,6 +99,12 @@ class SampleSet(Sequence[Sample]):
             bool(self.mask_classes) and bool(self.samples) and all(s.mask is not None for s in self.samples)
         )
 
+    def without(self, *truth: Literal["label", "mask", "keypoints"]) -> SampleSet:
+        """The same samples without what is named, and without the path that may give it away."""
+        blank = {what: None for what in truth}
+        hidden = tuple(dataclasses.replace(s, source="", **blank) for s in self.samples)  # type: ignore[arg-type]
+        return dataclasses.replace(self, samples=hidden)
+
     def fingerprint(self) -> str:
         """Hash over ids, captions, labels and masks, in order: 16 hexadecimal digits."""
         digest = hashlib.blake2b(digest_size=8)
@@ -106,3 +113,15 @@ class SampleSet(Sequence[Sample]):
             if s.mask is not None:
                 digest.update(np.ascontiguousarray(s.mask, dtype=np.int32).tobytes())
         return digest.hexdigest()
+
+
+def reasons(skipped: Iterable[tuple[str, str]]) -> str:
+    """How many files were left out for which reason, with an example of each: the most frequent ones, in a line."""
+    examples: dict[str, list[str]] = {}
+    for source, reason in skipped:
+        group = "is the same picture as another" if reason.startswith("is the same picture") else reason
+        examples.setdefault(group, []).append(source)
+    groups = sorted(examples.items(), key=lambda group: -len(group[1]))
+    said = [f"{len(files)} ({files[0]}) {reason}" for reason, files in groups[:REASONS]]
+    rest = sum(len(files) for _, files in groups[REASONS:])
+    return "; ".join([*said, f"{rest} for other reasons, see data.skipped of results.json"] if rest else said)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gate.errors import ConfigurationError
+from gate.errors import ConfigurationError, UsageError
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 
@@ -87,7 +87,7 @@ class NoiseSchedule:
         return self.noise[t.cpu()]
 
     def nearest(self, *, alpha_bar: float | None = None, sigma: float | None = None) -> int:
-        """The timestep whose alpha_bar or sigma (give one) is nearest. Raises ConfigurationError outside its range."""
+        """The timestep whose alpha_bar or sigma (give one) is nearest. Raises UsageError outside its range."""
         every = torch.arange(len(self))
         name, wanted, levels = "sigma", sigma, self.sigma(every)
         if wanted is None:
@@ -95,7 +95,7 @@ class NoiseSchedule:
         assert wanted is not None
         low, high = float(levels.min()), float(levels.max())
         if not low - 1e-6 <= wanted <= high + 1e-6:
-            raise ConfigurationError(
+            raise UsageError(
                 f"This schedule has no {name} of {wanted:g}; choose one in {low:.4g} ... {high:.4g}."
             )
         return int((levels - wanted).abs().argmin())
@@ -103,9 +103,7 @@ class NoiseSchedule:
     def check(self, t: int) -> int:
         """t itself where it is a timestep of this schedule, else an error."""
         if not 0 <= t < len(self):
-            raise ConfigurationError(
-                f"Timestep {t} lies outside this schedule; choose one in 0 ... {len(self) - 1}."
-            )
+            raise UsageError(f"Timestep {t} lies outside this schedule; choose one in 0 ... {len(self) - 1}.")
         return t
 
     def alpha_bar(self, t: Tensor) -> Tensor:

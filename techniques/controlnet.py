@@ -137,7 +137,8 @@ class ControlNet(Technique):
 
 def _several(value: Any) -> tuple[str, ...]:
     """One name, several, or a text with + between them (commas part settings on the command line)."""
-    return tuple(value.split("+")) if isinstance(value, str) and value else tuple(value)
+    names = [value] if isinstance(value, str) else list(value)
+    return tuple(name for name in (names[0].split("+") if len(names) == 1 else names) if name)
 
 
 def default_weights(backbone: Backbone, control: str) -> str:

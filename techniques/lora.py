@@ -51,7 +51,7 @@ class Lora(Technique):
                 f"{self.name} has no weights for {backbone.name}.",
                 f"Fit one: gate fit lora --backbone {backbone.name} --images DIR --output LORA; then screen "
                 "'lora[weights=LORA]'.",
-            )
+            ) from MissingWeightsError(self.name)
         try:
             self._load(backbone)
         except MissingWeightsError as error:

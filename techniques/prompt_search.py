@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gate.request import Batch, Conditioning
     from gate.sample import SampleSet
 
+SCENE_CLASSES = 14  # of tiny's scenes: what the search costs where nobody has said among what
 NOISE = 1 << 48  # far from the noise seeds of a screen, which must not choose the prompts
 
 
@@ -63,8 +64,10 @@ class PromptSearch(Technique):
 
     @property
     def cost(self) -> Cost:
-        """per_image counts the candidates that `fit` found; before it, those of the settings."""
-        return Cost(per_image=float(search_calls(len(self._fitted or self.candidates), self.stages)))
+        """per_image counts the candidates that `fit` found; before it, those of the settings, or as many as tiny's
+        scenes have classes."""
+        candidates = len(self._fitted or self.candidates) or SCENE_CLASSES
+        return Cost(per_image=float(search_calls(candidates, self.stages)))
 
     def fit(self, backbone: Backbone, samples: SampleSet) -> None:
         self._fitted = self._prompts(tuple(samples.classes))

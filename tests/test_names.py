@@ -54,7 +54,7 @@ def test_settings_are_literals_or_text() -> None:
         "f": None,
         "g": "{[]:1}",
     }
-    assert parse_name("x") == ("x", {}) == parse_name("x[]")
+    assert parse_name("x") == ("x", {})
 
 
 @given(st.text(), st.text())

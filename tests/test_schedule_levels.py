@@ -68,7 +68,7 @@ def test_timestep_alpha_bar_and_sigma_agree(schedule: NoiseSchedule) -> None:
         one = torch.tensor([t])
         assert schedule.nearest(alpha_bar=float(schedule.alpha_bar(one))) == t
         assert schedule.nearest(sigma=float(schedule.sigma(one))) == t
-    with pytest.raises(ConfigurationError, match="has no sigma of 1.5"):
+    with pytest.raises(UsageError, match="has no sigma of 1.5"):
         schedule.nearest(sigma=1.5)
 
 

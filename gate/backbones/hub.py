@@ -28,6 +28,32 @@ def is_hub_id(name: str) -> bool:
     )
 
 
+def single_file(name: str) -> Path | None:
+    """The safetensors file that a name is, or None. Raises UsageError for pickled weights."""
+    path = Path(name).expanduser()
+    if name.endswith(PICKLES):
+        raise UsageError(
+            f"{name} is pickled; only safetensors are loaded. Convert it first, or find a converted one."
+        )
+    if not name.endswith(".safetensors"):
+        return None
+    if not path.is_file():
+        raise UsageError(f"There is no file {name}.")
+    return path
+
+
+def check_name(name: str, *, revision: str | None = None, pipeline: str | None = None) -> None:
+    """Refuse what can be no backbone, as far as this machine knows. Raises UsageError."""
+    if single_file(name) is None and not is_hub_id(name):
+        pipeline_folder(name)
+        if revision:
+            raise UsageError(
+                f"A revision belongs to a hub id, and {name} is on this machine; leave --revision out."
+            )
+    if pipeline and not is_hub_id(pipeline):
+        pipeline_folder(pipeline)
+
+
 def pipeline_folder(name: str, revision: str | None = None) -> Path:
     """The folder of a backbone: embedded, local, or in the hub's cache (its configs are fetched where they can be)."""
     if name == "tiny":

@@ -48,13 +48,13 @@ def cross_maps(paths: Mapping[str, str]) -> list[str]:
     return up or list(crosses.values())
 
 
-def resolve_layers(wanted: Iterable[str], known: Mapping[str, str]) -> tuple[str, ...]:
-    """Layer ids for ids, aliases, presets and JSON layer files (aliases.py).
+def resolve_layers(wanted: str | Iterable[str], known: Mapping[str, str]) -> tuple[str, ...]:
+    """Layer ids for ids, aliases, presets and JSON layer files (aliases.py); one name is a list of one.
 
     Raises UsageError with near matches for any other name.
     """
     chosen: dict[str, None] = {}
-    for name in opened(wanted):
+    for name in opened([wanted] if isinstance(wanted, str) else wanted):
         for layer in presets(name, known) or [canonical(name, known)]:
             if layer not in known:
                 raise unknown_name("layer", name, known, listing="gate list layers")

@@ -9,7 +9,15 @@ from pathlib import Path
 import torch
 
 from gate.backbone import Backbone, LayerInfo
-from gate.backbones.hub import fetch, is_hub_id, missing_files, pipeline_folder, read_index
+from gate.backbones.hub import (
+    check_name,
+    fetch,
+    is_hub_id,
+    missing_files,
+    pipeline_folder,
+    read_index,
+    single_file,
+)
 from gate.errors import ConfigurationError, MissingWeightsError, UsageError
 from gate.machine import keep_freed_memory
 
@@ -57,8 +65,9 @@ def load_backbone(
     """
     from gate.backbones.families import find_family
     from gate.backbones.index import part_names
-    from gate.backbones.parts import load_parts, load_single_file, single_file
+    from gate.backbones.parts import load_parts, load_single_file
 
+    check_name(name, revision=revision, pipeline=pipeline)
     where = choose_device(device)
     if where.type == "cpu":
         keep_freed_memory()
@@ -100,7 +109,6 @@ def config_layers(name: str, revision: str | None = None) -> list[LayerInfo]:
     """
     from gate.backbones.families import find_family
     from gate.backbones.index import part_of
-    from gate.backbones.parts import single_file
     from gate.backbones.sketch import sketched_layers
 
     path = Path(name).expanduser()

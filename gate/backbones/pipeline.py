@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gate.backbone import Backbone, LayerInfo, is_map
-from gate.backbones.capture import Features, capture
+from gate.backbones.activations import Features, capture
 from gate.backbones.codec import Codec
 from gate.backbones.index import part_of, weights_hash
 from gate.backbones.layers import layer_paths, resolve_layers
@@ -22,7 +22,7 @@ from gate.backbones.maps import per_head, spatial
 from gate.backbones.massive import massive_channels, without
 from gate.backbones.sketch import sketched_layers
 from gate.data.memory import as_samples
-from gate.errors import UsageError
+from gate.errors import ConfigurationError, UsageError
 from gate.passes import Plan, stream
 from gate.registry import create_technique
 from gate.request import Conditioning, Request
@@ -36,12 +36,14 @@ CALIBRATION = 50  # the timestep at which massive channels are looked for
 class PipelineBackbone(Codec, Backbone):
     """A pipeline in diffusers' format. A family says what is its own: `serves`, `describe` and `call`.
 
-    Facts: `denoisers`, diffusers' classes that it calls; `half`, what `--dtype auto` is on a GPU; `patch`, how many
+    Facts: `denoisers`, diffusers' classes that it calls; `parts`, further classes that it takes besides those of
+    gate/backbones/trusted.py, as "transformers.Class"; `half`, what `--dtype auto` is on a GPU; `patch`, how many
     latent positions a side become one token (None: the config's patch_size); `packed`, whether the family does that
     itself; `default_side`, of the latent, where a denoiser's config names no size: 1024 px.
     """
 
     denoisers: ClassVar[frozenset[str]] = frozenset()
+    parts: ClassVar[frozenset[str]] = frozenset()
     half: ClassVar[torch.dtype] = torch.bfloat16
     patch: ClassVar[int | None] = None
     packed: ClassVar[bool] = False
@@ -71,6 +73,8 @@ class PipelineBackbone(Codec, Backbone):
                 self.denoiser = value
             elif part != "scheduler":
                 setattr(self, "vae" if part == "vqvae" else part, value)
+        if getattr(self.denoiser, "class_embedding", None) is not None:
+            raise ConfigurationError(f"{name} needs a class for every image; only models without are served.")
         self.encoders = [part for part in sorted(parts) if part.startswith("text_encoder")]
         self._place()
         self._config: Mapping[str, Any] = self.denoiser.config
@@ -233,7 +237,7 @@ class PipelineBackbone(Codec, Backbone):
         self,
         images: Sequence[Any],
         *,
-        layers: Sequence[str] = ("paper",),
+        layers: str | Sequence[str] = "paper",
         timestep: int = 50,
         technique: str | Any = "",
         seed: int = 0,
@@ -248,8 +252,9 @@ class PipelineBackbone(Codec, Backbone):
         active = chosen or Technique()
         wanted = resolve_layers(layers, self.layer_paths)
         self.calibrate(wanted)
-        active.check(self, samples)
-        active.fit(self, samples)
+        visible = active.visible(samples)
+        active.check(self, visible)
+        active.fit(self, visible)
         parts: dict[str, list[Tensor]] = {layer: [] for layer in wanted}
         plan = Plan(self, active, samples, (timestep,), (seed,), wanted, batch_size)
         with contextlib.closing(stream(plan)) as passes:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from gate.registry import PluginKind
 
 
+REFERENCES = {
+    "own": "features of the clean image through the technique itself; see docs/metrics.md",
+    "": "features of the clean image through the plain backbone; with @own, through the technique itself",
+}
 _FACTS = (
     "summary",
     "source",
@@ -54,11 +58,16 @@ def _facts(kind: PluginKind, name: str) -> dict[str, Any] | None:
 
     if kind == "technique":
         return _technique(name)
-    claim = find_claim(kind, name)
-    if claim is None:
+    bare, _, reference = name.partition("@")
+    claim = find_claim(kind, bare)
+    if claim is None or reference not in (("own", "") if kind == "metric" else ("",)):
         return None
     plugin = claim.plugin
+    if reference and getattr(plugin.cls, "compares", "") != "feature":
+        return None
     head = {"kind": kind, "name": name}
+    if getattr(plugin.cls, "compares", "") == "feature":
+        head["reference"] = REFERENCES[reference]
     tail = {"distribution": plugin.distribution, "target": plugin.target}
     if plugin.cls is None:
         return {**head, "error": plugin.error, **tail}
@@ -95,6 +104,7 @@ def _technique(name: str) -> dict[str, Any] | None:
         "families": sorted(made.families),
         "cost": {"calls": made.cost.total, "per_image": made.cost.per_image, "per_pass": made.cost.per_pass},
         "negative_control": made.negative_control,
+        "control_of": made.control_of,
         "leak": made.leak,
         "replaces_latent": made.replaces_latent,
         "settings": made.settings,

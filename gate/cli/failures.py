@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import signal
@@ -13,7 +14,15 @@ from typing import Any, TypeVar
 
 import typer
 
-from gate.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, FULL, ConfigurationError, GateError
+from gate.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    FULL,
+    ConfigurationError,
+    GateError,
+    PluginError,
+    UsageError,
+)
 from gate.names import harmless
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -36,7 +45,7 @@ def guarded(command: Command) -> Command:
         except BrokenPipeError as error:  # `| head` has read enough; what was made lies on the disk
             hush(sys.stdout)
             raise typer.Exit(0) from error
-        except (Exception, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
             if kwargs.get("debug"):
                 traceback.print_exc(file=sys.stderr)
             message, code = explain(error)
@@ -56,6 +65,11 @@ def explain(error: BaseException) -> tuple[str, int]:
         message = f"{'Terminated' if ended else 'Interrupted'}{'; ' if finish else ''}{finish}"
         return harmless(message), EXIT_TERMINATED if ended else EXIT_INTERRUPTED
     text = harmless(" ".join(str(error).split()))
+    if isinstance(error, SystemExit):  # none of ours raises it: the command line raises typer.Exit
+        return (
+            f"gate: a plug-in ended the command (SystemExit: {text}); gate doctor lists them",
+            PluginError.exit_code,
+        )
     if isinstance(error, GateError):
         return f"gate: {text}", error.exit_code
     if isinstance(error, OSError) and error.errno in FULL:
@@ -63,6 +77,11 @@ def explain(error: BaseException) -> tuple[str, int]:
         where = f"{error.filename}: " if error.filename else ""
         reason = f"{where}{error.strerror}; make room there, or choose another place."
         return f"gate: cannot write: {harmless(reason)}", ConfigurationError.exit_code
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return (
+            f"gate: {harmless(str(error.filename)[:40])}... is too long a path; give a shorter one.",
+            UsageError.exit_code,
+        )
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return f"gate: unexpected {what} (this is a bug; --debug shows where)", EXIT_BUG
 

@@ -22,7 +22,8 @@ def fit(
     data: Annotated[str | None, flag("A named data set instead.", "", "NAME")] = None,
     output: Annotated[str | None, flag("A new folder for the weights.", "", "DIR")] = None,
     backbone: Annotated[str | None, flag("tiny, a hub id, or a folder.", "tiny", "NAME")] = None,
-    samples: Annotated[int | None, flag("Images, a fifth of them held out.", "30", "N")] = None,
+    samples: Annotated[int | None, flag("Images.", "30", "N")] = None,
+    held_out: Annotated[float | None, flag("Share of the images to judge by.", "0.2", "X")] = None,
     steps: Annotated[int | None, flag("Steps.", "by the backbone's size", "N")] = None,
     batch_size: Annotated[int | None, flag("Images a step.", "8", "N")] = None,
     rank: Annotated[int | None, flag("Rank of the LoRA.", "64; 2 for small backbones", "N")] = None,
@@ -49,20 +50,23 @@ def fit(
 ) -> None:
     """Fit a LoRA, a ControlNet or another small network to your images; screen it as 'lora[weights=DIR]'."""
     given = {k: v for k, v in locals().items() if v is not None and k not in _NOT_SETTINGS}
-    from gate.fit import fit as run_fit
-    from gate.fit import make_fit_config
+    from gate.cli.progress import reporting
+    from gate.fit import check_inputs, make_fit_config
 
     config = make_fit_config(given)
-    from gate.cli.progress import reporting
-
+    check_inputs(config, resume=resume)
     with reporting(quiet=quiet) as (progress, log):
+        log(f"loading {config.backbone} to fit {name}")
+        from gate.fit import fit as run_fit
+        from gate.fit.report import screen_command
+
         done = run_fit(config, resume=resume, progress=progress, log=log)
     kept, measure = done.report["kept"], done.report["measure"]
     gain = kept["held_out_gain"]
     typer.echo(
         f"{done.path}: step {kept['step']} of {done.report['steps']}, held-out {measure} removed "
         f"{100 * gain['value']:+.2f} % [{100 * gain['low']:.2f}, {100 * gain['high']:.2f}], n = {gain['n']}\n"
-        f"Screen it: gate screen --techniques '{name}[weights={done.path}],prompt+{name}[weights={done.path}]'"
+        f"Screen it: {screen_command(config)}"
     )
 
 

@@ -33,7 +33,7 @@ def rank(
 
 def print_results(results: Results, path: Path, format: Format) -> None:
     """The ranking on stdout. CSV holds the ranking alone, so what else there is to say goes to stderr."""
-    from gate.report import table
+    from gate.report import table, words
     from gate.report.shown import shown
 
     if format is Format.json:
@@ -42,7 +42,7 @@ def print_results(results: Results, path: Path, format: Format) -> None:
     results, place = shown(results), harmless(str(path))
     if format is Format.csv:
         typer.echo(table.ranking_csv(results))
-        for line in (*table.closing(results), f"Run: {place}"):
+        for line in (*results.verdict, *words.closing(results), f"Run: {place}"):
             typer.echo(line, err=True)
     elif format is Format.md:
         typer.echo(f"{table.ranking_markdown(results)}\n\nRun: {place}")

@@ -6,12 +6,12 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gate.cli.failures import hush
-from gate.cli.output import DebugOption, Format, FormatOption, QuietOption, flag
+from gate.cli.output import DebugOption, Format, QuietOption, flag
 from gate.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -63,28 +63,67 @@ def screen(
     workers: Annotated[
         str | None, flag("Processes; auto is one per core where that pays.", "auto", "N")
     ] = None,
+    technique_timeout: Annotated[
+        float | None,
+        flag(
+            "Seconds after which a technique is stopped.", "20 times what it should take, 600 at least", "S"
+        ),
+    ] = None,
     output: Annotated[str | None, flag("A new run directory.", "runs/DATE-TIME", "RUN")] = None,
     config: Annotated[
         Path | None, typer.Option(help="A YAML file of settings; flags override it.", metavar="FILE")
     ] = None,
-    format: FormatOption = Format.table,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and cost; measure nothing.")] = False,
+    format: Annotated[
+        Format | None, typer.Option(help="How to print on stdout. [default: table]", show_default=False)
+    ] = None,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Rank techniques by how much of vanilla's content shift they remove."""
     given = {k: v for k, v in locals().items() if v is not None and k not in _NOT_SETTINGS}
-    from gate.screening import screen as run_screening
-    from gate.screening.config import make_config
-
-    settings = make_config(given, file=config)
     from gate.cli.progress import reporting
+    from gate.screening import screen as run_screening
+    from gate.screening.config import make_config, read_settings
 
-    with reporting(quiet=quiet) as (progress, log), printing_what_is_complete(format):
+    read = read_settings(config) if config is not None else {}
+    shown = _how(read, format)
+    quiet = quiet or _switch(read, "quiet")
+    dry_run = dry_run or _switch(read, "dry_run")
+    settings = make_config({**read, **given})
+    if dry_run:
+        from gate.cli.plan import print_plan
+
+        print_plan(settings, shown)
+        return
+    with reporting(quiet=quiet) as (progress, log), printing_what_is_complete(shown):
         done = run_screening(settings, progress=progress, log=log)
-    finish(done, format)
+    finish(done, shown)
 
 
-_NOT_SETTINGS = frozenset({"config", "format", "quiet", "debug"})
+_NOT_SETTINGS = frozenset({"config", "dry_run", "format", "quiet", "debug"})
+
+
+def _how(read: dict[str, Any], given: Format | None) -> Format:
+    """The format of the flag, else of the file, which is taken out of it."""
+    from gate.errors import UsageError
+
+    asked = read.pop("format", Format.table.value)
+    try:
+        return given or Format(asked)
+    except ValueError as error:
+        known = ", ".join(f.value for f in Format)
+        raise UsageError(f"Setting 'format' is wrong: choose one of {known}, got {asked!r}.") from error
+
+
+def _switch(read: dict[str, Any], name: str) -> bool:
+    """A flag that is true or false in the file, taken out of it."""
+    from gate.errors import UsageError
+
+    value = read.pop(name, False)
+    if not isinstance(value, bool):
+        raise UsageError(f"Setting {name!r} is wrong: choose true or false, got {value!r}.")
+    return value
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ from gate.data import sidecars
 from gate.data.images import (
     ASPECT_TOLERANCE,
     EXTENSIONS,
+    FOREIGN,
+    MIN_SIDE,
     UnreadableError,
     check_size,
     fit_image,
@@ -51,8 +53,8 @@ def load_images(
     else the sibling FOLDER_masks.
 
     An image without a label is left out where labels are given, one without a mask where masks are given;
-    a caption may be missing. Left out as well: unreadable files, those over 100 megapixels, second copies of
-    a picture. `skipped` names each with its reason.
+    a caption may be missing. Left out as well: unreadable files and folders, formats that are not read, pictures of
+    less than 8 pixels a side or over 100 megapixels, second copies. `skipped` names each with its reason.
 
     Raises UsageError (no such folder, no images, impossible limit) and ConfigurationError (a wrong table,
     more than a fifth of the files unreadable, fewer than `minimum` samples).
@@ -129,6 +131,8 @@ class _Reader:
 
     def _read(self, key: str) -> Sample:
         image = read_image(self.listing.images[key])
+        if min(image.size) < MIN_SIDE:
+            raise UnreadableError(f"is {image.width} x {image.height}; a side has {MIN_SIDE} pixels or more")
         mask = None
         if self.masks is not None:
             classes = read_mask(self.masks[key])
@@ -151,6 +155,11 @@ def _reader(
     listing: Listing, size: int, labels: PathLike | None, captions: PathLike | None, masks_at: Path | None
 ) -> _Reader:
     names = sidecars.find_labels(listing, labels)
+    foreign = [
+        (key, f"is {path.suffix.lower()}, which is not read; convert it to PNG or JPEG")
+        for key, path in listing.others.items()
+        if path.suffix.lower() in FOREIGN
+    ]
     return _Reader(
         listing,
         size,
@@ -158,6 +167,7 @@ def _reader(
         captions=sidecars.find_captions(listing, captions),
         masks=sidecars.find_masks(listing, masks_at) if masks_at else None,
         classes=sidecars.sort_classes(names.values()),
+        skipped=[*listing.closed, *foreign],
     )
 
 

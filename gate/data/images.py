@@ -13,6 +13,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from gate.errors import ConfigurationError, UsageError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+FOREIGN = (
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jxl",
+    ".jp2",
+    ".psd",
+    ".svg",
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".tga",
+)
+MIN_SIDE = 8  # px, of the shorter side of a file: less than that is no picture of anything
 # Decoders are named, so that a file that calls itself .png never reaches an exotic one (EPS: Ghostscript).
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
 MAX_PIXELS = 100_000_000

@@ -21,6 +21,7 @@ class NamedData:
     load: Callable[..., SampleSet]
 
 
+DEFAULT = "scenes-held-out"
 DATA: dict[str, NamedData] = {
     entry.name: entry
     for entry in (
@@ -63,8 +64,13 @@ DATA: dict[str, NamedData] = {
 }
 
 
-def load_data(name: str, *, n: int, size: int, seed: int = 0) -> SampleSet:
-    """`n` samples of a named data set at size x size."""
+def find_data(name: str) -> NamedData:
+    """The data set of a name. Raises UsageError for an unknown one."""
     if name not in DATA:
         raise unknown_name("data set", name, DATA, listing="gate list data")
-    return DATA[name].load(n=n, size=size, seed=seed)
+    return DATA[name]
+
+
+def load_data(name: str, *, n: int, size: int, seed: int = 0) -> SampleSet:
+    """`n` samples of a named data set at size x size."""
+    return find_data(name).load(n=n, size=size, seed=seed)

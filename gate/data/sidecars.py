@@ -25,15 +25,21 @@ CAPTION_BYTES, TABLE_BYTES = 1 << 20, 256 << 20  # more is no caption, and no ta
 
 @dataclass(frozen=True)
 class Listing:
-    """Files of a folder, sorted. images: key -> path. others: key -> path of the files that are no images."""
+    """Files of a folder, sorted. images: key -> path. others: key -> path of the files that are no images.
+
+    closed: (key, reason) of the folders in it that cannot be read."""
 
     folder: Path
     images: dict[str, Path]
     others: dict[str, Path]
+    closed: tuple[tuple[str, str], ...] = ()
 
 
 def list_folder(folder: str | os.PathLike[str], *, without: Path | None = None) -> Listing:
-    """Every file below a folder but hidden ones and the folder `without`. Follows links, each folder once."""
+    """Every file below a folder but hidden ones and the folder `without`. Follows links, each folder once.
+
+    Raises UsageError where the folder itself cannot be read; one below it is named in `closed`.
+    """
     root = Path(folder)
     if not root.exists():
         raise UsageError(f"There is no folder {str(folder)!r}.")
@@ -41,11 +47,16 @@ def list_folder(folder: str | os.PathLike[str], *, without: Path | None = None) 
         raise UsageError(f"{str(folder)!r} is a file; give the folder that holds the images.")
     found: dict[str, Path] = {}
     visited = {os.path.realpath(without)} if without else set()
+    closed: list[tuple[str, str]] = []
 
-    def refuse(error: OSError) -> None:
-        raise UsageError(f"Cannot read the folder {error.filename!r}: {error.strerror}.") from error
+    def shut(error: OSError) -> None:
+        where = Path(str(error.filename))
+        if where == root:
+            raise UsageError(f"Cannot read the folder {error.filename!r}: {error.strerror}.") from error
+        key = normalise(where.relative_to(root).as_posix())
+        closed.append((f"{key}/", f"cannot be opened ({error.strerror})"))
 
-    for parent, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+    for parent, folders, files in os.walk(root, followlinks=True, onerror=shut):
         real = os.path.realpath(parent)
         if real in visited:
             folders.clear()
@@ -61,7 +72,25 @@ def list_folder(folder: str | os.PathLike[str], *, without: Path | None = None) 
         root,
         {key: path for key, path in ordered if path.suffix.lower() in EXTENSIONS},
         {key: path for key, path in ordered if path.suffix.lower() not in EXTENSIONS},
+        tuple(sorted(closed)),
     )
+
+
+def check_folder(images: str | None, **beside: str | None) -> None:
+    """Refuse paths that lead nowhere, before anything heavy is imported. beside: flag -> what lies beside the images.
+
+    Raises UsageError.
+    """
+    for flag, path in beside.items():
+        if path is None:
+            continue
+        if images is None:
+            raise UsageError(f"--{flag} belongs to a folder of images; give --images DIR too.")
+        if not Path(path).exists():
+            raise UsageError(f"There is no {path!r} for --{flag}; check the path.")
+    if images is not None and not Path(images).is_dir():
+        what = "is a file" if Path(images).exists() else "does not exist"
+        raise UsageError(f"{images!r} {what}; give the folder that holds the images.")
 
 
 def normalise(name: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gate.adapters.formats import CLEANDIFT_FILE
-from gate.backbones.capture import capture
+from gate.backbones.activations import capture
 from gate.fit.trainer import Trainer, is_small, seeded
 
 if TYPE_CHECKING:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from gate.errors import UsageError
+from gate.errors import UsageError, unknown_name
 from gate.sample import MIN_SAMPLES
 
 
@@ -19,7 +19,7 @@ class FitConfig(BaseModel):
     vectors it has. check_every: steps between two looks at the held-out images, each of which writes a checkpoint.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str
     backbone: str = "tiny"
@@ -39,10 +39,17 @@ class FitConfig(BaseModel):
     vectors: int = Field(4, ge=1)
     check_every: int = Field(50, ge=1)
     sheet: int = Field(4, ge=0)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     device: str = "auto"
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     output: str = ""
+
+    @field_validator("images", "captions", "data", "backbone")
+    @classmethod
+    def _meant(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("it is empty; give a value, or leave it out")
+        return value
 
     def facts(self) -> dict[str, Any]:
         """What must be equal for a fit to be resumed: not where it is written, how long it runs, or where."""
@@ -51,12 +58,18 @@ class FitConfig(BaseModel):
 
 def make_fit_config(values: dict[str, Any]) -> FitConfig:
     """The config of the given values. Raises UsageError with one sentence."""
+    for key in values:
+        if key not in FitConfig.model_fields:
+            raise unknown_name("setting", key, FitConfig.model_fields, listing="gate fit --help")
     try:
         config = FitConfig(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"][:1])
-        raise UsageError(f"Setting {where!r} is wrong: {first['msg']}. See: gate fit --help") from error
+        said = str(first["msg"]).removeprefix("Value error, ")
+        raise UsageError(
+            f"Setting {first['loc'][0]!r} is wrong: {said[0].lower()}{said[1:]}, got {first['input']!r}. "
+            "See: gate fit --help"
+        ) from error
     if not config.output:
         raise UsageError("Say where the weights go: --output DIR.")
     if (config.images is None) == (config.data is None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 
 from gate.adapters.formats import OVER_FITTED
-from gate.errors import ConfigurationError, OutOfMemoryError, UsageError
+from gate.errors import ConfigurationError, GateError, OutOfMemoryError, UsageError
 from gate.fit.config import FitConfig
 from gate.fit.course import Course, Material
+from gate.fit.inputs import check_inputs
 from gate.fit.report import write_report
 from gate.fit.trainer import Trainer, create_trainer
 from gate.runs.directory import write_json
@@ -83,10 +85,22 @@ def fit(
     checkpoint from which `resume` goes on to the same weights. Out of memory halves the batch that goes through at
     once; gradients are accumulated, so the result does not change.
     """
+    progress, log = progress or (lambda *_: None), log or (lambda _: None)
+    check_inputs(config, resume=resume)
+    folder = _folder(config, resume)
+    try:
+        return _fit(config, folder, progress, log)
+    except (
+        BaseException
+    ) as error:  # what failed cannot be resumed, and must not stand in the way of a better command
+        if not resume and (isinstance(error, GateError) or not (folder / CHECKPOINT).is_file()):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _fit(config: FitConfig, folder: Path, progress: Progress, log: Log) -> Fitted:
     from gate.backbones import load_backbone
 
-    progress, log = progress or (lambda *_: None), log or (lambda _: None)
-    folder = _folder(config, resume)
     backbone = load_backbone(config.backbone, device=config.device, dtype=config.dtype)
     material = _material(config, backbone)
     trainer = create_trainer(config, backbone, material.samples)
@@ -113,8 +127,6 @@ def _folder(config: FitConfig, resume: bool) -> Path:
         if json.loads(began.read_text(encoding="utf-8"))["config"] != facts:
             raise ConfigurationError(f"{folder} was fitted with other settings; resume with the same ones.")
         return folder
-    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
-        raise UsageError(f"{folder} exists already; add --resume to go on, or choose another folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(began, {"schema_version": 1, "config": facts})

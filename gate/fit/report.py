@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -11,8 +12,10 @@ import numpy as np
 import torch
 
 from gate.adapters.formats import OVER_FITTED
+from gate.errors import UsageError
 from gate.measure import share_removed
-from gate.ranking.statistics import Interval, paired_bca
+from gate.names import parse_name
+from gate.ranking.statistics import Interval, paired_interval
 from gate.runs.directory import write_json
 from gate.version import __version__
 
@@ -67,8 +70,8 @@ def write_report(
 def _gain(course: Course, step: int, seed: int) -> Interval:
     """Share of the plain backbone's held-out loss that is gone, paired over the held-out images."""
     before, after = (np.array(course.held_out[k])[:, None] for k in (0, step))
-    return paired_bca(
-        lambda i: share_removed(after[i].mean(axis=-2), before[i].mean(axis=-2)), len(before), seed=seed
+    return paired_interval(
+        lambda counts: share_removed(counts @ after, counts @ before), len(before), seed=seed
     )
 
 
@@ -128,11 +131,6 @@ def _sample(backbone: Backbone, x: torch.Tensor, texts: list[str], predict: Pred
 def card(report: dict[str, Any], config: FitConfig, folder: Path) -> str:
     """The model card, Markdown."""
     kept, last, data = report["kept"], report["last"], report["data"]
-    command = " ".join(
-        f"--{key.replace('_', '-')} {value}"
-        for key, value in config.model_dump().items()
-        if key not in ("name", "output") and value is not None
-    )
     over = (
         f"`{OVER_FITTED}/` is over-fitted: its held-out error is above that of the kept weights."
         if report["over_fitted"]
@@ -141,7 +139,7 @@ def card(report: dict[str, Any], config: FitConfig, folder: Path) -> str:
     settings = ", ".join(f"{k} {v:g}" for k, v in report["trainer"].items())
     return f"""# {config.name} for `{report["backbone"]["name"]}`
 
-Fitted by `gate fit {config.name} {command} --output {folder.name}` in {report["seconds"]:.0f} s on {report["device"]}
+Fitted by `{fit_command(config)}` in {report["seconds"]:.0f} s on {report["device"]}
 (gate {report["gate_version"]}, {", ".join(f"{k} {v}" for k, v in report["versions"].items())}).
 
 Data: {data["name"]}, {data["trained"]} images, {data["held_out"]} more held out. Backbone weights
@@ -158,6 +156,27 @@ Data: {data["name"]}, {data["trained"]} images, {data["held_out"]} more held out
 
 {"![held-out images, the plain backbone, the fitted one](samples.png)" if (folder / "samples.png").exists() else ""}
 """
+
+
+def fit_command(config: FitConfig) -> str:
+    """The command that fits this again, as a shell takes it: whatever is not the default."""
+    given = config.model_dump(exclude_defaults=True, exclude={"name"})
+    flags = [text for key, value in given.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+    return shlex.join(["gate", "fit", config.name, *flags])
+
+
+def screen_command(config: FitConfig) -> str:
+    """The command that screens what was fitted, on the data that it was fitted to."""
+    weights = config.output
+    try:
+        plain = parse_name(f"x[weights={weights}]")[1] == {"weights": weights}
+    except UsageError:  # a comma or a bracket in it
+        plain = False
+    weights = weights if plain else repr(weights)
+    name = f"{config.name}[weights={weights}]"
+    given = config.model_dump(exclude_defaults=True, include={"images", "captions", "data", "backbone"})
+    flags = [text for key, value in given.items() for text in (f"--{key}", value)]
+    return shlex.join(["gate", "screen", *flags, "--techniques", f"{name},prompt+{name}"])
 
 
 def _percent(gain: dict[str, Any]) -> str:

@@ -29,6 +29,11 @@ class TextualInversionTrainer(Trainer):
         self.tokenizer = copy.deepcopy(backbone.tokenizer)
         encoder: Any = copy.deepcopy(backbone.components["text_encoder"])
         self.encoder = encoder
+        most = self.tokenizer.model_max_length - 2  # a start and an end take a place each
+        if config.vectors > most:
+            raise UsageError(
+                f"A prompt of {backbone.name} holds {most} vectors; give {most} or fewer --vectors."
+            )
         table: Tensor = encoder.get_input_embeddings().weight.detach()
         self.token = config.token or f"<{Path(config.output).name}>"
         if self.token in self.tokenizer.get_vocab():

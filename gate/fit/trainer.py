@@ -32,16 +32,22 @@ _HOMES = {
 
 def create_trainer(config: FitConfig, backbone: Backbone, samples: SampleSet) -> Trainer:
     """The trainer of `config.name`, attached to the backbone. Raises UsageError for an unknown name."""
-    if config.name not in _HOMES:
-        raise unknown_name("fit", config.name, _HOMES, listing="gate fit --help")
+    home = find_trainer(config.name)
     if backbone.family != "unet":
         raise ConfigurationError(
             f"gate fit serves latent UNets with one text encoder (Stable Diffusion 1 and 2 and kin); {backbone.name} "
             f"is {backbone.family}. Public weights for it can be screened all the same."
         )
-    module, _, name = _HOMES[config.name].partition(":")
+    module, _, name = home.partition(":")
     trainer: Trainer = getattr(importlib.import_module(module), name)(backbone, config, samples)
     return trainer
+
+
+def find_trainer(name: str) -> str:
+    """MODULE:CLASS of a trainer. Raises UsageError for an unknown name."""
+    if name not in _HOMES:
+        raise unknown_name("fit", name, _HOMES, listing="gate fit --help")
+    return _HOMES[name]
 
 
 def is_small(denoiser: nn.Module) -> bool:

@@ -53,7 +53,11 @@ class Cost(Part):
 
 
 class Row(Part):
-    """One technique of the ranking. None where a number could not be had."""
+    """One technique of the ranking. None where a number could not be had.
+
+    rank: by score. letters: two techniques share one exactly where they cannot be told apart, as in `tied_with`. p and
+    p_holm: one test, alone and adjusted over all techniques; `verdict` follows p_holm, the interval p.
+    """
 
     name: str
     summary: str
@@ -62,6 +66,7 @@ class Row(Part):
     ci_low: float | None
     ci_high: float | None
     n: int
+    p: float | None = None
     p_holm: float | None
     verdict: Literal["better", "worse", "none"]
     suppression: float | None
@@ -76,6 +81,7 @@ class Row(Part):
     feature_scale: float | None
     cost: Cost
     tied_with: list[str]
+    letters: str = ""
     negative_control: bool
     leak: str
     settings: dict[str, Any]
@@ -101,13 +107,14 @@ class Axes(Part):
     sigma: list[float | None] = []
     seed: list[int]
     layer: list[str]
+    picture_layer: str = ""
     image_sample: list[str]
     classes: list[str]
     mask_classes: list[str]
 
 
 class Data(Part):
-    """The samples, and the files that could not be read with their reasons."""
+    """The samples, and the files that were left out with their reasons."""
 
     name: str
     n: int
@@ -124,8 +131,11 @@ class Score(Part):
 
 
 class Vanilla(Part):
-    """The plain backbone's own numbers, in each measure's unit."""
+    """The plain backbone: its own numbers, in each measure's unit; by definition a score of 0 at 1 call."""
 
+    name: str = "vanilla"
+    score: float = 0.0
+    calls: float = 1.0
     metrics: dict[str, float | None]
     probes: dict[str, float | None]
     ms_per_image: float | None
@@ -146,6 +156,7 @@ class Results(Part):
     ranking: list[Row]
     skipped: list[Skipped]
     winners: list[str]
+    verdict: list[str] = []
     notes: list[str]
     vanilla: Vanilla
     config: dict[str, Any]

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from gate.errors import UsageError
+from gate.errors import UsageError, unknown_name
 from gate.sample import MIN_SAMPLES
 
 if TYPE_CHECKING:
     from gate.schedule import NoiseSchedule
 
+MAX_SEED = 2**32 - 1  # what scikit-learn's folds take
 SCORE_METRICS = ("laplacian-normalised@own", "cosine@own", "cka@own", "eps")
 
 
 class ScreenConfig(BaseModel):
-    """Settings of one screening. Every field is a flag of `gate screen`."""
+    """Settings of one screening. Every field is a flag of `gate screen`. data: None is `gate.data.DEFAULT`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     techniques: tuple[str, ...] = ("all",)
     backbone: str = "tiny"
     revision: str | None = None
     pipeline: str | None = None
     image_size: int | None = Field(None, ge=8)
-    data: str = "scenes-held-out"
+    data: str | None = None
     images: str | None = None
     labels: str | None = None
     captions: str | None = None
@@ -44,12 +54,13 @@ class ScreenConfig(BaseModel):
     strength: float = Field(0.7, gt=0, le=1)
     image_steps: int = Field(5, ge=1)
     resamples: int = Field(2000, ge=200)
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     device: str = "auto"
     dtype: str = "auto"
     offload: bool = False
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    technique_timeout: float | None = Field(None, gt=0)
     output: str | None = None
 
     @field_validator("techniques", "layers", "metrics", "probes", mode="before")
@@ -85,6 +96,16 @@ class ScreenConfig(BaseModel):
             raise ValueError("give distinct timesteps of 1 or more")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """First, as the last one defined: an empty text would be the current folder, and True the number 1."""
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("it is empty; give a value, or leave it out")
+        if isinstance(value, bool) and info.field_name != "offload":
+            raise ValueError(f"a number or text is wanted, not {value}")
+        return value
+
     @model_validator(mode="after")
     def _one_way(self) -> ScreenConfig:
         given = [
@@ -93,6 +114,8 @@ class ScreenConfig(BaseModel):
         default = type(self).model_fields["timesteps"].default
         if (self.alpha_bar and self.sigma) or ((self.alpha_bar or self.sigma) and self.timesteps != default):
             raise ValueError(f"give noise levels in one way, not as {' and '.join(given)}")
+        if self.data and self.images:
+            raise ValueError("give data or images, not both")
         return self
 
     def levels(self, schedule: NoiseSchedule) -> tuple[int, ...]:
@@ -105,25 +128,46 @@ class ScreenConfig(BaseModel):
         return tuple(found) or tuple(schedule.check(t) for t in self.timesteps)
 
 
-def make_config(values: dict[str, Any], file: str | Path | None = None) -> ScreenConfig:
-    """The config from a YAML file, overridden by the given values. Raises UsageError with one sentence."""
-    merged: dict[str, Any] = {}
-    if file is not None:
-        import yaml
-
-        try:
-            read = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise UsageError(
-                f"The config file {file} cannot be read: {str(error).splitlines()[0]}"
-            ) from error
-        if not isinstance(read, dict):
-            raise UsageError(f"The config file {file} must hold settings as 'name: value' lines.")
-        merged.update(read)
-    merged.update(values)
+def make_config(values: Mapping[str, Any]) -> ScreenConfig:
+    """The config of the given values. Raises UsageError with one sentence."""
+    for key in values:
+        if key not in ScreenConfig.model_fields:
+            raise unknown_name("setting", key, ScreenConfig.model_fields, listing="gate screen --help")
     try:
-        return ScreenConfig(**merged)
+        return ScreenConfig(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"][:1]) or "timesteps"
-        raise UsageError(f"Setting {where!r} is wrong: {first['msg']}. See: gate screen --help") from error
+        raise UsageError(f"{first_problem(error)} See: gate screen --help") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """What is wrong with the first wrong setting, as a sentence."""
+    first = error.errors()[0]
+    said = str(first["msg"]).removeprefix("Value error, ")
+    if not first["loc"]:
+        return f"The settings contradict each other: {said}."
+    got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+    return f"Setting {first['loc'][0]!r} is wrong: {said[0].lower()}{said[1:]}{got}."
+
+
+def read_settings(file: str | Path) -> dict[str, Any]:
+    """The settings of a YAML file, by field or flag name. Raises UsageError with one sentence."""
+    import yaml
+
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+        node, read = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text) or {}
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UsageError(
+            f"The config file {file} is no YAML{line}: {error.problem or error.context}."
+        ) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
+        raise UsageError(f"The config file {file} cannot be read: {reason}") from error
+    if not isinstance(read, dict):
+        raise UsageError(f"The config file {file} must hold settings as 'name: value' lines.")
+    keys = [str(key.value).replace("-", "_") for key, _ in node.value] if node and read else []
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UsageError(f"The config file {file} gives {key!r} twice; give it once.")
+    return {str(key).replace("-", "_"): value for key, value in read.items()}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gate.errors import FULL, ConfigurationError, DamagedError, GateError
+from gate.errors import FULL, ConfigurationError, DamagedError, GateError, MissingWeightsError
 from gate.registry import select_plugins, select_techniques
 from gate.runs.directory import (
     PICTURES,
@@ -27,31 +27,41 @@ from gate.runs.directory import (
 )
 from gate.runs.parts import any_part, drop_parts, has_part, load_part, save_part
 from gate.runs.schema import Results
+from gate.sample import reasons
+from gate.screening.attempt import VANILLA
 from gate.screening.config import ScreenConfig, make_config
 from gate.screening.outcome import Interrupted, Log, Screening, draw
-from gate.screening.workers import VANILLA, attempts, choose_workers
+from gate.screening.samples import check_inputs
+from gate.screening.workers import attempts, choose_workers
 
 Progress = Callable[[str, int, int], None]
 
 
 def screen(
-    config: ScreenConfig | None = None,
+    config: ScreenConfig | str | Sequence[str] | None = None,
     *,
     progress: Progress | None = None,
     log: Log | None = None,
     **settings: Any,
 ) -> Screening:
-    """Screen techniques. Give a `ScreenConfig`, or its fields as keywords.
+    """Screen techniques. Give a `ScreenConfig`, or names of techniques, or its fields as keywords.
 
     Raises UsageError, ConfigurationError, MissingWeightsError before anything is computed; `Interrupted` on Ctrl-C.
     A technique that fails is recorded in `skipped`, and the others go on.
     """
-    chosen = make_config({**(config.model_dump() if config else {}), **settings})
-    _check_names(chosen)
+    progress, log = progress or (lambda *_: None), log or (lambda _: None)
+    if config is None or isinstance(config, ScreenConfig):
+        chosen = make_config({**(config.model_dump(exclude_unset=True) if config else {}), **settings})
+    else:
+        chosen = make_config({"techniques": config, **settings})
+    check_inputs(chosen)
+    names = select_techniques(chosen.techniques)
     folder = create_directory(chosen.output)
+    log(f"loading {chosen.backbone} to screen {len(names)} technique{'s' if len(names) > 1 else ''}")
     with _keeping(folder):
+        _check_measures(chosen)
         write_sealed(folder / "run.json", {"config": chosen.model_dump()})
-        return _screen(chosen, folder, progress or (lambda *_: None), log or (lambda _: None))
+        return _screen(chosen, folder, progress, log)
 
 
 def resume(run: str | Path, *, progress: Progress | None = None, log: Log | None = None) -> Screening:
@@ -98,9 +108,8 @@ def _keeping(folder: Path, *, begun: bool = False) -> Iterator[None]:
         raise
 
 
-def _check_names(config: ScreenConfig) -> None:
-    """Refuse unknown names before anything is loaded."""
-    select_techniques(config.techniques)
+def _check_measures(config: ScreenConfig) -> None:
+    """Refuse unknown names before anything is loaded but torch, which metrics and probes need."""
     select_plugins("metric", config.metrics)
     select_plugins("probe", config.probes)
 
@@ -108,13 +117,14 @@ def _check_names(config: ScreenConfig) -> None:
 def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) -> Screening:
     from gate.screening.bench import open_bench
 
-    began = time.perf_counter()
+    began, asked = time.perf_counter(), config.model_fields_set
     bench = open_bench(config, scratch=folder / "parts", log=log)
     backbone, samples, config = bench.backbone, bench.samples, bench.config
     if samples.skipped:
-        log(
-            f"{len(samples.skipped)} of {len(samples) + len(samples.skipped)} files were skipped; see results.json"
-        )
+        found = len(samples) + len(samples.skipped)
+        log(f"{len(samples.skipped)} of {found} files are left out ({reasons(samples.skipped)})")
+    if len(samples) < config.samples and "samples" in asked:
+        log(f"{config.samples} images were asked for, and {samples.name} has {len(samples)}")
     log(
         f"{len(samples)} images of {samples.name} on {backbone.name} ({backbone.device}, "
         f"{str(backbone.dtype).removeprefix('torch.')}), {levels_text(backbone.schedule, config.timesteps)}, "
@@ -130,9 +140,6 @@ def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) ->
     _unpack_scores(folder, mark_of(run))
     names = select_techniques(config.techniques)
     measured, skipped = _measure_all(bench, names, folder, mark_of(run), progress, log)
-    if not any(name != VANILLA for name in measured):
-        reasons = "; ".join(f"{s['name']}: {s['reason']}" for s in skipped[:3])
-        raise ConfigurationError(f"No technique could be screened. {reasons}")
     _write(bench, measured, skipped, folder, {**run, "seconds": time.perf_counter() - began})
     drop_parts(folder)
     done = Screening(folder, open_run(folder).results)
@@ -207,6 +214,7 @@ def _measure_all(
         load_part(folder, name, Measured, mark)
     todo = [name for name in everyone if not has_part(folder, name)]
     skipped: dict[str, dict[str, Any]] = {}
+    unfetched: set[str] = set()
     rows = len(bench.samples) * len(bench.config.timesteps) * bench.config.seeds
     done = rows * (len(everyone) - len(todo))
     count = _Counter(progress, done, rows * len(everyone))
@@ -222,6 +230,7 @@ def _measure_all(
             else:
                 entry = {"name": tried.name, "reason": tried.reason, "fix": tried.fix, "failed": tried.failed}
                 skipped[tried.name] = entry
+                unfetched |= {tried.name} if tried.unfetched else set()
                 log(f"skipped {tried.name}: {tried.reason}")
                 append_journal(folder, **entry)
             done += rows
@@ -231,6 +240,10 @@ def _measure_all(
     # nobody held them in memory until here
     parts = ((name, load_part(folder, name, Measured, mark)) for name in everyone)
     measured = {name: part for name, part in parts if part is not None}
+    if not any(name != VANILLA for name in measured):
+        why = "; ".join(f"{s['name']}: {s['reason']}" for s in list(skipped.values())[:3])
+        kind = MissingWeightsError if unfetched and unfetched == set(skipped) else ConfigurationError
+        raise kind(f"No technique could be screened. {why}")
     return measured, [skipped[name] for name in names if name in skipped]
 
 

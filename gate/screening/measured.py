@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gate.backbone import pixels
+from gate.carried import IMAGES, Grids
 from gate.errors import PluginError
 from gate.metric import Metric, Pass
 from gate.passes import Passed, Plan, reconstruct, single_pass
@@ -38,8 +40,10 @@ class Measured:
     shift: {metric or metric@own: (t, s, l, n)}. prediction: {metric of predictions or whole passes: (t, s, n)}. counts:
     {probe: (t, s, n, k, k)}, or whatever columns it gives. image: {metric: (m,)}. A metric of several columns adds them
     as a last axis. reconstructions: (m, H, W, 3) uint8. pca: (PCA_SAMPLES, h, w, 3) float in [0, 1].
-    scale: RMS of the features, (l,). per_image, per_pass: denoiser calls, counted, for the conditioning of an image and
-    for each of its passes. ms: milliseconds per image and pass. A field is stored and read back by its type alone.
+    scale: RMS of the features, (l,). carried: the three of `gate.carried.Carried`, (t, 3), of the first seed; unseen:
+    those of `Unseen`, (3,), where a stranger's technique was asked. per_image, per_pass: denoiser calls, counted, for
+    the conditioning of an image and for each of its passes. ms: milliseconds per image and pass. A field is stored and
+    read back by its type alone.
     """
 
     shift: dict[str, Singles] = field(default_factory=dict)
@@ -49,6 +53,8 @@ class Measured:
     reconstructions: NDArray[np.uint8] | None = None
     pca: Singles | None = None
     scale: Singles | None = None
+    carried: Singles | None = None
+    unseen: Singles | None = None
     per_image: float = 0.0
     per_pass: float = 0.0
     ms: float = 0.0
@@ -119,6 +125,7 @@ class Tally:
         self.own: dict[str, Tensor] = {}
         self.reference: dict[str, Tensor] = {}
         self.own_rows = slice(0, 0)
+        self.grids = [Grids() for _ in plan.timesteps]
         self.images: list[Tensor] = []
         self.generated = min(config.image_samples, len(plan.samples))
         self.starts_clean = False
@@ -143,6 +150,8 @@ class Tally:
         features = passed.response.features
         if self.bench.probes:
             self._shelf((i, s)).put(rows, probe_map(features))
+        if s == 0 and self.start == 0 and passed.rows.start < IMAGES:
+            self.grids[i].add(features)
         self.squares += n * torch.stack([_mean_square(f) for f in features.values()]).cpu()
         if passed.rows.start == 0 and s == 0 and i == len(self.plan.timesteps) - 1:
             self.out.pca = pca_image(features[pca_layer(features)][:PCA_SAMPLES], self.bench.pca_basis)
@@ -249,6 +258,8 @@ class Tally:
         out.per_pass = self.call_rows / self.passes
         out.ms = 1000 * self.seconds / self.passes
         out.scale = (self.squares / self.passes).sqrt().numpy().astype(np.float32)
+        carried = [grids.carried(bench.x0) for grids in self.grids]
+        out.carried = np.array([dataclasses.astuple(c) for c in carried], np.float32).reshape(-1, 3)
         self._judge_images()
         cells = (len(self.plan.timesteps), len(self.plan.seeds))
         for probe in bench.probes:

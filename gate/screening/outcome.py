@@ -29,12 +29,20 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(f"interrupted; {self.told}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Screening:
     """A finished screening: its run directory and results.json."""
 
     path: Path
     results: Results
+
+    def __repr__(self) -> str:
+        ranked, data = self.results.ranking, self.results.data
+        best = f"first: {ranked[0].name}" if ranked else "none ranked"
+        return (
+            f"Screening of {len(ranked)} techniques on {data.n} images of {data.name}, {best}\n"
+            f"{self.path}: winners {', '.join(self.results.winners) or 'none'}; see .table(), .results, .plot()"
+        )
 
     @property
     def exit_code(self) -> int:

@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gate.backbones.layers import MEAN_MAP
 from gate.measure import Measure, share_removed
 from gate.metric import Metric
-from gate.ranking.entry import Entry, Evidence, Ranking, Weights
+from gate.ranking.entry import Entry, Evidence, Weights
 from gate.ranking.rank import rank, winners
-from gate.ranking.statistics import Interval, multiplicities, paired_bca
+from gate.ranking.statistics import Floats, Interval, paired_interval
+from gate.ranking.verdict import verdict
 from gate.registry import create_technique
 from gate.runs.schema import SCHEMA_VERSION
+from gate.screening.attempt import VANILLA
 from gate.screening.bench import Bench
 from gate.screening.config import SCORE_METRICS
 from gate.screening.measured import TABLES, Measured
 from gate.screening.pictures import PCA_SAMPLES, pca_image, pca_layer
-from gate.screening.workers import VANILLA
+from gate.screening.remarks import notes, score_probes, steps, unconfirmed
 from gate.version import __version__
 
-SCORE_PROBES = ("pixel-linear", "linear")  # the first that the samples have truth for
 WEIGHTS = Weights(suppression=0.5, probe=0.5)
 Arrays = dict[str, NDArray[Any]]
 
@@ -36,22 +36,23 @@ def assemble(
     """results.json without the run's own facts, the arrays of scores.safetensors, and the pictures."""
     names = [n for n in measured if n != VANILLA]
     evidence = {n: _evidence(bench, m) for n, m in measured.items()}
-    probes = [p.name for p in bench.probes]
     techniques = {n: create_technique(n) for n in names}
-    controls = [n for n in names if techniques[n].negative_control]
+    controls = {n: t.control_of for n, t in techniques.items() if t.negative_control}
     scaled = [m.name for m in bench.comparing("feature") if not m.scale_invariant]
+    scored, silent = score_probes(bench, evidence)
     ranking = rank(
         evidence[VANILLA],
         {n: evidence[n] for n in names},
         measures=bench.measures,
         weights=WEIGHTS,
         score_metrics=SCORE_METRICS,
-        score_probes=[p for p in SCORE_PROBES if p in probes][:1],
+        score_probes=scored,
         seed=bench.config.seed,
         resamples=bench.config.resamples,
         feature_scale={n: _scale(measured[n], measured[VANILLA]) for n in names},
         scale_sensitive=[name + key for name in scaled for key in ("", "@own")],
     )
+    best = winners(ranking, controls=[*controls, *unconfirmed(ranking, techniques)])
     rows = [_row(bench, e, techniques[e.name], measured, ranking.n) for e in ranking.entries]
     results = {
         "schema_version": SCHEMA_VERSION,
@@ -72,8 +73,15 @@ def assemble(
         },
         "ranking": rows,
         "skipped": skipped,
-        "winners": list(winners(ranking, controls=[*controls, *_flattered(ranking, techniques)])),
-        "notes": [*ranking.notes, *_leak_notes(ranking, techniques), *_map_notes(bench)],
+        "winners": list(best),
+        "verdict": verdict(
+            ranking,
+            best,
+            controls=controls,
+            calls={n: measured[n].calls for n in names},
+            **steps(bench, best),
+        ),
+        "notes": notes(bench, ranking, techniques, controls, silent),
         "vanilla": _vanilla(bench, measured[VANILLA]),
     }
     return results, _dense(bench, measured, names), _pictures(bench, measured, names)
@@ -127,6 +135,7 @@ def _row(bench: Bench, e: Entry, technique: Any, measured: Mapping[str, Measured
         "ci_low": e.score.low,
         "ci_high": e.score.high,
         "n": n,
+        "p": e.p,
         "p_holm": e.p_holm,
         "verdict": e.verdict,
         **_triple("suppression", e.mean_suppression),
@@ -146,6 +155,7 @@ def _row(bench: Bench, e: Entry, technique: Any, measured: Mapping[str, Measured
             "fit_seconds": m.fit_seconds,
         },
         "tied_with": list(e.tied_with),
+        "letters": e.letters,
         "negative_control": bool(technique.negative_control),
         "leak": technique.leak,
         "settings": technique.settings,
@@ -169,37 +179,10 @@ def _image(metric: Metric, m: Measured, vanilla: Measured, seed: int) -> dict[st
         return None
     ours, theirs = (metric.columns(each.image[metric.name][:, None]) for each in (m, vanilla))
 
-    def share(index: NDArray[np.intp]) -> NDArray[np.float64]:
-        drawn = multiplicities(index, len(ours))
-        return share_removed(metric.errors(ours, drawn), metric.errors(theirs, drawn))
+    def share(counts: Floats) -> Floats:
+        return share_removed(metric.errors(ours, counts), metric.errors(theirs, counts))
 
-    return _interval(paired_bca(share, len(ours), seed=seed))
-
-
-def _flattered(ranking: Ranking, techniques: Mapping[str, Any]) -> list[str]:
-    """Leaking techniques whose probe gain is not above 0 beyond chance: only their shift speaks for them."""
-    gains = {e.name: e.mean_error_removed for e in ranking.entries if techniques[e.name].leak}
-    return [name for name, gain in gains.items() if gain is None or not gain.low > 0]
-
-
-def _leak_notes(ranking: Ranking, techniques: Mapping[str, Any]) -> list[str]:
-    leaking = [e.name for e in ranking.entries if techniques[e.name].leak]
-    if not leaking:
-        return []
-    return [
-        f"Leaks ({', '.join(leaking)}) start from or condition on the input's own pixels, so their images and shifts "
-        "look closer than their features are useful; one wins only if its probe gain is above 0 beyond chance."
-    ]
-
-
-def _map_notes(bench: Bench) -> list[str]:
-    maps = [layer for layer in bench.layers if layer == MEAN_MAP or layer.endswith("cross.map")]
-    if not maps:
-        return []
-    return [
-        f"A channel of {' and '.join(maps)} is a token of the prompt: techniques that change the prompt change what "
-        "the channels mean, and their shift there says nothing; compare them under one prompt, as generic-prompt does."
-    ]
+    return _interval(paired_interval(share, len(ours), seed=seed))
 
 
 def _axes(bench: Bench, names: list[str]) -> dict[str, Any]:
@@ -216,6 +199,7 @@ def _axes(bench: Bench, names: list[str]) -> dict[str, Any]:
         "sigma": schedule.sigma(timesteps).tolist(),
         "seed": [config.seed + s for s in range(config.seeds)],
         "layer": list(bench.layers),
+        "picture_layer": pca_layer(bench.reference(slice(1)).features),
         "image_sample": ids[: config.image_samples],
         "classes": list(bench.samples.classes),
         "mask_classes": list(bench.samples.mask_classes),

@@ -23,12 +23,12 @@ class Shelf:
 
     In memory, on the device of what is written first, up to `limit` bytes; else in a file of `folder` that has no name
     any more, so that it ends with the process, however that ends. Pages that were read or written are given back, so
-    the memory in use does not grow with n.
+    the memory in use does not grow with n. held: the rows, where they are in memory.
     """
 
     def __init__(self, n: int, *, folder: Path | None = None, limit: int = IN_MEMORY) -> None:
         self.n, self.folder, self.limit = n, folder, limit
-        self._held: Tensor | None = None
+        self.held: Tensor | None = None
         self._file: Any = None
         self._like: Tensor | None = None
 
@@ -36,16 +36,16 @@ class Shelf:
         """values: (rows, ...); the first call settles shape and dtype."""
         if self._like is None:
             self._open(values)
-        if self._held is not None:
-            self._held[rows] = values
+        if self.held is not None:
+            self.held[rows] = values
             return
         self._file[rows] = values.detach().cpu().contiguous().flatten(1).view(torch.uint8).numpy()
         release(self._file)
 
     def get(self, rows: slice) -> Tensor:
         """The rows, (rows, ...), on the device where they were written; not to be written to."""
-        if self._held is not None:
-            return self._held[rows]
+        if self.held is not None:
+            return self.held[rows]
         assert self._like is not None, "nothing is on this shelf yet"
         data = torch.from_numpy(np.array(self._file[rows])).view(self._like.dtype)
         release(self._file)
@@ -53,8 +53,8 @@ class Shelf:
 
     def array(self) -> NDArray[Any]:
         """All rows, (n, ...), on the CPU; mapped from the file where there is one (see `gate.probe.chunks`)."""
-        if self._held is not None:
-            return self._held.cpu().numpy()
+        if self.held is not None:
+            return self.held.cpu().numpy()
         assert self._like is not None, "nothing is on this shelf yet"
         dtype = self._like[:0].cpu().numpy().dtype
         found: NDArray[Any] = self._file.view(dtype).reshape(self.n, *self._like.shape[1:])
@@ -64,7 +64,7 @@ class Shelf:
         self._like = values[:0]
         size = math.prod(values.shape[1:]) * values.element_size()
         if self.n * size <= self.limit:
-            self._held = torch.empty((self.n, *values.shape[1:]), dtype=values.dtype, device=values.device)
+            self.held = torch.empty((self.n, *values.shape[1:]), dtype=values.dtype, device=values.device)
             return
         with tempfile.TemporaryFile(dir=self.folder) as file:
             if hasattr(

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from gate.errors import ConfigurationError, DamagedError
 from gate.runs.directory import PICTURES, SCORES, open_run, plain, read_arrays, read_run
 from gate.runs.schema import Results
+from gate.screening.attempt import VANILLA
 from gate.screening.config import make_config
 from gate.screening.outcome import Log
-from gate.screening.workers import VANILLA
 
 if TYPE_CHECKING:
     from gate.screening.bench import Bench

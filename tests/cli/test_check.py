@@ -70,3 +70,73 @@ def test_check_a_class_in_a_file_that_breaks_the_contract(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("what", "code"), [("nobody", 2), ("no-such.py::Mine", 2)])
 def test_check_what_does_not_exist(what: str, code: int) -> None:
     assert cli.invoke(app, ["check", what]).exit_code == code
+
+
+ENDS = """import os, signal, sys
+from dataclasses import dataclass
+from gate import Metric, Technique
+{top}
+@dataclass(kw_only=True)
+class Mine(Technique):
+    name = "mine"
+    summary = "It ends the process."
+    def __post_init__(self):
+        {init}
+    def fit(self, backbone, samples):
+        {fit}
+    def denoise(self, request, call_next):
+        {run}
+        return call_next(request)
+class Distance(Metric):
+    name, summary, source, unit, weakness = "distance", "It ends the process.", "s", "u", "w"
+    def shift(self, features, reference):
+        {run}
+"""
+
+
+@pytest.mark.parametrize("what", ["Mine", "Distance"])
+@pytest.mark.parametrize("how", ["os._exit(0)", "sys.exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"])
+@pytest.mark.parametrize("where", ["top", "init", "fit", "run"])
+def test_a_check_that_was_not_made_never_ends_with_0(where: str, how: str, what: str, tmp_path: Path) -> None:
+    if (what == "Distance" and where in ("init", "fit")) or (how == "sys.exit(0)" and where == "fit"):
+        pytest.skip("the class has no such method, or the case is the next one's")
+    places = dict.fromkeys(("top", "init", "fit", "run"), "pass") | {where: how}
+    file = tmp_path / "mine.py"
+    file.write_text(ENDS.format(**places), encoding="utf-8")
+    result = cli.invoke(app, ["check", f"{file}::{what}"])
+    assert result.exit_code == 3, result.output
+    if how == "sys.exit(0)":
+        assert "SystemExit: 0" in result.output
+    else:
+        fate = "was ended by SIGKILL" if "kill" in how else "ended the process (exit code 0)"
+        assert f"{file}::{what} {fate} while it was checked" in " ".join(result.stderr.split())
+        assert not result.stdout
+
+
+def test_what_a_plug_in_prints_while_it_is_checked_is_not_the_report(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(ENDS.format(top="print('hello')", init="print('hi')", fit="pass", run="pass"))
+    result = cli.invoke(app, ["check", f"{file}::Mine", "--format", "json"])
+    assert result.exit_code == 0, result.output
+    assert len(json.loads(result.stdout)) > 5
+
+
+@pytest.mark.parametrize(
+    ("fact", "said"),
+    [
+        ("variants = 7", "variants must map names to settings"),
+        ("summary = None", "a summary of one line"),
+        ("needs = 7", "needs must be a set"),
+        ("compositions = 'a+b'", "compositions must be a tuple"),
+    ],
+)
+def test_facts_of_a_wrong_type_are_a_finding(fact: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    places = dict.fromkeys(("top", "fit", "run"), "pass")
+    file.write_text(ENDS.format(init=f"pass\n    {fact}", **places).replace('summary = "It', '_ = "It'))
+    if "summary" not in fact:
+        file.write_text(ENDS.format(init=f"pass\n    {fact}", **places))
+    result = cli.invoke(app, ["check", f"{file}::Mine", "--format", "json"])
+    assert result.exit_code == 3
+    found = {f["name"]: f for f in json.loads(result.stdout)}
+    assert said in found["states its facts"]["detail"]

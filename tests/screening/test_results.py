@@ -12,15 +12,16 @@ import torch
 
 from gate.probe import Probe
 from gate.request import Request, Response
+from gate.screening import remarks
 from gate.screening import results as results_module
+from gate.screening.attempt import VANILLA
 from gate.screening.bench import Bench, prepare
 from gate.screening.config import make_config
 from gate.screening.measure import measure
 from gate.screening.results import assemble
-from gate.screening.workers import VANILLA
 from gate.technique import Technique
 from tests.closed_form import ClosedForm, flat_samples, known_noise
-from tests.screening.test_evidence import Absolute, Eps, Sign, Squared, Twice, row
+from tests.screening.test_evidence import Absolute, Eps, Sign, Squared, Telling, Twice, row
 
 __all__ = ["known_noise"]
 pytestmark = pytest.mark.usefixtures("known_noise")
@@ -74,11 +75,22 @@ def made(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Any]:
     return assemble(bench, measured, [])
 
 
-def test_one_probe_scores_the_first_that_there_is(made: Any) -> None:
-    results, _, _ = made
+def test_one_probe_scores_the_first_that_there_is(bench: Bench, made: Any, monkeypatch: Any) -> None:
+    monkeypatch.setitem(KINDS, "telling", Telling)
+    measured = {VANILLA: measure(bench, Technique()), "telling": measure(bench, Telling())}
+    results, _, _ = assemble(bench, measured, [])
     assert list(results["score"]["probes"]) == ["pixel-linear"]
     assert set(results["vanilla"]["probes"]) == {"linear", "pixel-linear", "idle"}
     assert results["vanilla"]["probes"]["idle"] == pytest.approx(0.25)
+
+
+def test_a_probe_by_which_nobody_beats_chance_is_left_out_with_a_note(made: Any) -> None:
+    results, _, _ = made  # every feature is positive, whatever the label: one class for all
+    assert list(results["score"]["probes"]) == [] and results["basis"] == "shift only"
+    found = row(results, "twice")
+    assert found["probe_gain"] is None and found["score"] == found["suppression"]
+    assert set(found["probes"]) == {"linear", "pixel-linear", "idle"}, "it is reported all the same"
+    assert any(n.startswith("'pixel-linear', 'linear' reads no more than chance") for n in results["notes"])
 
 
 def test_vanillas_figures_are_means_over_timesteps(made: Any) -> None:
@@ -126,9 +138,9 @@ def test_what_generates_nothing_has_no_picture_and_says_so(made: Any) -> None:
 
 
 def test_maps_of_tokens_are_noted(bench: Bench) -> None:
-    assert results_module._map_notes(bench) == []
+    assert remarks._map_notes(bench) == []
     for layer in ("attention", "up1.attention0.block0.cross.map"):
-        (note,) = results_module._map_notes(replace(bench, layers=("sum", layer)))
+        (note,) = remarks._map_notes(replace(bench, layers=("sum", layer)))
         assert note.startswith(f"A channel of {layer} is a token")
 
 

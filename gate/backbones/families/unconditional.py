@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gate.backbones.pipeline import PipelineBackbone
-from gate.errors import ConfigurationError, UnsuitableError
+from gate.errors import UnsuitableError
 from gate.request import Conditioning, Request
 
 
@@ -20,13 +20,6 @@ class Unconditional(PipelineBackbone):
     traits = frozenset({"unconditional"})
     denoisers = frozenset({"UNet2DModel"})
     half = torch.float16
-
-    def __init__(self, name: str, *args: Any, **options: Any) -> None:
-        super().__init__(name, *args, **options)
-        if getattr(self.denoiser, "class_embedding", None) is not None:
-            raise ConfigurationError(
-                f"{name} needs a class label for every image; only unlabelled ones are served."
-            )
 
     @classmethod
     def blank(cls, config: Mapping[str, Any]) -> Conditioning:

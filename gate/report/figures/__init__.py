@@ -19,7 +19,7 @@ __all__ = ["draw_all", "figures"]
 
 
 def figures() -> dict[str, Draw]:
-    """Every figure by file name: a function of a run that gives a Figure, or None with nothing to show."""
+    """Every figure by file name: a function of a run that gives a Figure, its pages, or None with nothing to show."""
     from gate.report.figures import cost, features, gains, heatmap, ranking, reconstructions
 
     return {
@@ -68,5 +68,7 @@ def _write(run: Run, folder: Path, name: str) -> list[Path]:
     from gate.runs.directory import Run
 
     with styled():
-        figure = figures()[name](Run(run.path, shown(run.results)))
-        return save(figure, folder / name) if figure is not None else []
+        drawn = figures()[name](Run(run.path, shown(run.results)))
+        pages = drawn if isinstance(drawn, list) else [drawn] if drawn is not None else []
+        stems = [name, *(f"{name}-{i}" for i in range(2, len(pages) + 1))]
+        return [file for page, stem in zip(pages, stems, strict=False) for file in save(page, folder / stem)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from gate.runs.schema import Row as Row
 # Okabe and Ito's palette: distinct under every common colour blindness; markers differ as well
 BLUE, ORANGE, VERMILION, GREEN, GREY, BAND = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#707070", "#EEF1F4"
 DPI = 150
+TALLEST = 13.3  # inches: 2000 pixels, more is scrolled past and not looked at
 _RC = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -121,6 +123,26 @@ def basis(results: Results) -> str:
 def level(results: Results) -> int:
     """The level of the intervals in per cent."""
     return round(100 * results.score.confidence)
+
+
+def heading(figure: Any, lines: Sequence[str], size: float = 10.5) -> None:
+    """The title of a whole figure from its left edge, broken where the figure ends."""
+    figure.suptitle(_wrapped(figure, lines, size), fontsize=size, x=0.01, ha="left")
+
+
+def footnote(figure: Any, sentences: Sequence[str], size: float = 7.5) -> None:
+    """Small grey lines under everything, broken where the figure ends."""
+    figure.supxlabel(_wrapped(figure, sentences, size), fontsize=size, color=GREY)
+
+
+def _wrapped(figure: Any, sentences: Sequence[str], size: float) -> str:
+    width = int(figure.get_figwidth() * 72 / (0.6 * size))  # characters of this size that fit
+    return "\n".join(line for sentence in sentences for line in textwrap.wrap(sentence, width))
+
+
+def pitch(rows: int, most: float = 0.27) -> float:
+    """Inches a row: less where there are many, so that a picture stays below 2000 pixels."""
+    return min(most, (TALLEST - 2.2) / max(rows, 1))
 
 
 def whiskers(value: float, low: float | None, high: float | None) -> list[list[float]] | None:

@@ -98,7 +98,7 @@ class _Forward:
 @contextlib.contextmanager
 def capture(
     denoiser: nn.Module,
-    layers: Iterable[str] | Mapping[str, str | bool],
+    layers: str | Iterable[str] | Mapping[str, str | bool],
     *,
     steps: Collection[int] | str = (),
     strict: bool = True,
