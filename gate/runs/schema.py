@@ -221,6 +221,7 @@ def check_shapes(arrays: Mapping[str, NDArray[Any]], axes: Axes, source: str) ->
         "probe": (t, s, n),
         "image": (len(axes.image_sample),),
         "feature-scale": (len(axes.layer),),
+        "carried": (t,),
     }
     for key, array in arrays.items():
         expected = wanted.get(key.partition("/")[0])

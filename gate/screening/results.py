@@ -21,7 +21,7 @@ from gate.runs.schema import SCHEMA_VERSION
 from gate.screening.attempt import VANILLA
 from gate.screening.bench import Bench
 from gate.screening.config import SCORE_METRICS
-from gate.screening.measured import TABLES, Measured
+from gate.screening.measured import SOME, TABLES, Measured
 from gate.screening.pictures import PCA_SAMPLES, pca_image, pca_layer
 from gate.screening.remarks import notes, score_probes, steps, unconfirmed
 from gate.version import __version__
@@ -84,7 +84,7 @@ def assemble(
         "notes": notes(bench, ranking, techniques, controls, silent),
         "vanilla": _vanilla(bench, measured[VANILLA]),
     }
-    return results, _dense(bench, measured, names), _pictures(bench, measured, names)
+    return results, _dense(measured, names), _pictures(bench, measured, names)
 
 
 def _evidence(bench: Bench, m: Measured) -> Evidence:
@@ -222,7 +222,7 @@ def _vanilla(bench: Bench, m: Measured) -> dict[str, Any]:
     }
 
 
-def _dense(bench: Bench, measured: Mapping[str, Measured], names: list[str]) -> Arrays:
+def _dense(measured: Mapping[str, Measured], names: list[str]) -> Arrays:
     """Every number, axis 0 the techniques with vanilla first."""
     order = [measured[n] for n in (VANILLA, *names)]
     arrays: Arrays = {}
@@ -230,6 +230,12 @@ def _dense(bench: Bench, measured: Mapping[str, Measured], names: list[str]) -> 
         for key in getattr(order[0], table):
             arrays[f"{head}/{key}"] = np.stack([getattr(m, table)[key] for m in order])
     arrays["feature-scale"] = np.stack([m.scale for m in order if m.scale is not None])
+    for kind in SOME:
+        known = [getattr(m, kind) for m in order if getattr(m, kind) is not None]
+        if known:
+            nothing = np.full_like(known[0], np.nan)
+            rows = (getattr(m, kind) for m in order)
+            arrays[kind] = np.stack([nothing if row is None else row for row in rows])
     return arrays
 
 
