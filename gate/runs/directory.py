@@ -109,6 +109,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     """run.json. Raises UsageError where there is none, DamagedError where it is not what was written."""
     file = folder / "run.json"
     try:
+        if not file.is_file():  # a pipe would never end
+            raise FileNotFoundError(file)
         raw = json.loads(file.read_text(encoding="utf-8"))
         _ = raw["config"]
     except OSError as error:
