@@ -142,3 +142,24 @@ def test_facts_of_a_wrong_type_are_a_finding(tmp_path: Path) -> None:
     assert result.exit_code == 3
     found = {f["name"]: f for f in json.loads(result.stdout)}
     assert "variants must map names to settings" in found["states its facts"]["detail"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_features_of_another_shape_are_named(tmp_path: Path) -> None:
+    """The screen that follows fails on them, so the check may not pass."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import dataclass\n"
+        "from gate import Technique\n"
+        "@dataclass(kw_only=True)\n"
+        "class Mine(Technique):\n"
+        "    name, summary = 'mine', 'It drops a row of every feature.'\n"
+        "    def denoise(self, request, call_next):\n"
+        "        response = call_next(request)\n"
+        "        return response.with_(features={k: f[:, :, 1:] for k, f in response.features.items()})\n",
+        encoding="utf-8",
+    )
+    result = cli.invoke(app, ["check", f"{file}::Mine", "--format", "json"])
+    assert result.exit_code == 3 and "features have the backbone's shapes" in result.stderr
+    found = {f["name"]: f["detail"] for f in json.loads(result.stdout) if not f["ok"]}
+    assert "mid is (128, 1, 2) at t = 50, and the backbone's is (128, 2, 2)" in str(found)
