@@ -88,10 +88,8 @@ def _ranked_anew(bench: Bench, measured: Mapping[str, Measured], told: Results) 
 
     skipped = [s.model_dump() for s in told.skipped]
     made, _, _ = assemble(bench, measured, skipped)
-    ours, theirs = (
-        {k: plain(results)[k] for k in ("axes", "score", "ranking", "winners", "notes", "vanilla")}
-        for results in (made, told)
-    )
+    again = Results.model_validate(plain({**told.model_dump(), **made}))
+    ours, theirs = (r.model_dump(mode="json", exclude={"created", "gate_version"}) for r in (again, told))
     pairs = list(_leaves(ours, theirs, ""))
     for place, a, b in pairs:
         numbers = all(isinstance(v, (int, float)) for v in (a, b))
