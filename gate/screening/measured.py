@@ -32,10 +32,11 @@ class Measured:
     """The numbers of one technique. t timesteps, s noise seeds, l layers, n samples, k classes, m image samples.
 
     shift: {metric or metric@own: (t, s, l, n)}. prediction: {metric of predictions or whole passes: (t, s, n)}. counts:
-    {probe: (t, s, n, k, k)}, or whatever columns it gives. refit: {probe: (t, s, n)}, `Probe.judge`. image: {metric:
-    (m,)}. A metric of several columns adds them as a last axis. reconstructions: (m, H, W, 3) uint8. pca: (PCA_SAMPLES,
-    h, w, 3) float in [0, 1]. scale: RMS of the features, (l,). per_image, per_pass: denoiser calls, counted, for the conditioning of an image and
-    for each of its passes. ms: milliseconds per image and pass. A field is stored and read back by its type alone.
+    {probe: (t, s, n, k, k)}, or whatever columns it gives. refit: {probe: (t, s, n)}, see `Probe.judge`. image:
+    {metric: (m,)}. A metric of several columns adds them as a last axis. reconstructions: (m, H, W, 3) uint8.
+    pca: (PCA_SAMPLES, h, w, 3) float in [0, 1]. scale: RMS of the features, (l,). per_image, per_pass: denoiser calls,
+    counted, for the conditioning of an image and for each of its passes. ms: milliseconds per image and pass. A field
+    is stored and read back by its type alone.
     """
 
     shift: dict[str, Singles] = field(default_factory=dict)
