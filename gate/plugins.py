@@ -12,6 +12,7 @@ import contextlib
 import functools
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
@@ -166,8 +167,8 @@ def _load(kind: PluginKind, point: EntryPoint) -> Plugin:
 
 def tried(load: Callable[[], T]) -> tuple[T | None, str]:
     """What a stranger's module gives, or why it gives nothing. It may raise anything, SystemExit and KeyboardInterrupt
-    too; the user's own Ctrl-C alone is passed on."""
-    with _pressed() as pressed:
+    too; the user's own Ctrl-C alone is passed on. What it prints goes to stderr: stdout is the table's."""
+    with _pressed() as pressed, contextlib.redirect_stdout(sys.stderr):
         try:
             return load(), ""
         except BaseException as raised:

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import planted
@@ -79,6 +80,10 @@ def test_a_pickled_part_is_never_read(part: str, template: Path, tmp_path: Path)
         planted.pickled(at / part / ("pytorch_model.bin" if stem == "model" else f"{stem}.bin"), marker)
 
     folder = planted.pipeline(tmp_path / "model", template, marker, pickle_it)
+    if part != "unet":  # what a single file does not hold would come from there
+        weights = str(folder / "unet" / "diffusion_pytorch_model.safetensors")
+        code, output = screened("--backbone", weights, "--pipeline", str(folder), cwd=tmp_path)
+        assert code == 3 and "is pickled" in output and not marker.exists(), output
     code, output = screened("--backbone", str(folder), "--techniques", "shared-timestep", cwd=tmp_path)
     assert code == 5 and f"{part}/{stem}.safetensors is missing" in output and not marker.exists(), output
 
@@ -156,10 +161,16 @@ def _environment() -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", [run_piped, run_in_a_terminal])
-@pytest.mark.parametrize("case", [*planted.REFUSED, *planted.TECHNIQUES])
+@pytest.mark.parametrize(
+    ("case", "run"),
+    [
+        *((case, run_piped) for case in (*planted.REFUSED, *planted.TECHNIQUES)),
+        *((case, run_in_a_terminal) for case in ("tokenizer_of_its_own", "text_encoder_of_its_own")),
+        *((case, run_in_a_terminal) for case in ("captioner", "processor_of_a_captioner", "depth_model")),
+    ],
+)
 def test_the_command_runs_nothing_and_exits_with_3(
-    case: str, run: object, template: Path, tmp_path: Path
+    case: str, run: Callable[[list[str], Path], tuple[int, str]], template: Path, tmp_path: Path
 ) -> None:
     marker, model = tmp_path / "marker", tmp_path / "model"
     if case in planted.REFUSED:
@@ -169,7 +180,7 @@ def test_the_command_runs_nothing_and_exits_with_3(
         asked = ["--techniques", planted.TECHNIQUES[case](model, marker)]
         planted.sow(model, marker)
     command = [sys.executable, "-m", "gate", "screen", *asked, *QUICK, "--output", str(tmp_path / "run")]
-    code, output = run(command, model)  # type: ignore[operator]
+    code, output = run(command, model)
     assert code == 3 and "gate: " in output and "Traceback" not in output, output
     assert str(model) in output or "evil.pt" in output or "holds no" in output, output
     assert not marker.exists()

@@ -32,7 +32,7 @@ def choose_device(device: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(1, device=chosen)
+        torch.zeros(1, device=chosen).item()  # there are devices that hold no numbers
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"Device {device!r} is not usable here; try --device auto or cpu.") from error
     return chosen

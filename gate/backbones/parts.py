@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gate.backbones.families import families
-from gate.backbones.hub import pipeline_folder, read_index, variant_of
+from gate.backbones.hub import PICKLES, pipeline_folder, read_index, variant_of
 from gate.backbones.index import part_names, part_of
 from gate.backbones.trusted import refuse_extras, trusted_class
 from gate.errors import ConfigurationError, MissingWeightsError, UsageError
@@ -92,6 +92,11 @@ def load_single_file(
     for part in names:
         _class_of(name, part, index)
         refuse_extras(name, folder / part)
+        found = {file.suffix for file in (folder / part).glob("*")}
+        if found.intersection(PICKLES) and ".safetensors" not in found:
+            raise ConfigurationError(
+                f"The {part} of {folder} is pickled, and pickles are never loaded; convert it first."
+            )
     idle = {key: None for key, entry in index.items() if isinstance(entry, list) and key not in names}
     try:
         made = pipeline.from_single_file(

@@ -67,6 +67,12 @@ class Comparison:
         self.uninformative = tuple(m for m in self.measures if not _has_error(m, self.vanilla[m]))
         self.coefficients = self._coefficients(weights, score_metrics, score_probes)
         self.techniques = {name: self._columns(name, vanilla, techniques[name]) for name in self.names}
+        self.refits = {
+            (name, m): np.asarray(evidence.refits[m.name], dtype=np.float64)
+            for name, evidence in ((None, vanilla), *techniques.items())
+            for m in self.measures
+            if m.kind == "probe" and evidence.refits and m.name in evidence.refits
+        }
         self.undefined = {
             (name, m)
             for name, columns in self.techniques.items()
@@ -121,11 +127,11 @@ class Comparison:
 
         Returns (techniques * block + pairs, ...).
         """
-        errors = {m: m.measure.errors(self.vanilla[m], counts) for m in self.measures}
+        errors = {m: self._errors(None, m, self.vanilla[m], counts) for m in self.measures}
         out = np.full((len(self.names) * self.block + len(self.pairs), *counts.shape[:-1]), np.nan)
         for i, name in enumerate(self.names):
             shares = {
-                m: share_removed(m.measure.errors(columns, counts), errors[m])
+                m: share_removed(self._errors(name, m, columns, counts), errors[m])
                 for m, columns in self.techniques[name].items()
             }
             rows = out[i * self.block : (i + 1) * self.block]
@@ -141,6 +147,16 @@ class Comparison:
         for row, (i, j) in enumerate(self.pairs, start=len(self.names) * self.block):
             out[row] = scores[i] - scores[j]
         return out
+
+    def _errors(self, name: str | None, measure: Quantity, columns: Floats, counts: Floats) -> Floats:
+        """Errors of each resample, (..., cells). None is vanilla's name.
+
+        A probe is not trained again on each resample: that a training sample counts otherwise than once moves its error
+        in proportion (the infinitesimal jackknife; Giordano et al. 2019 approximate refits so).
+        """
+        errors = measure.measure.errors(columns, counts)
+        refit = self.refits.get((name, measure))
+        return errors if refit is None else np.maximum(errors + (1 - counts) @ refit, 0)
 
     def _score(self, shares: Mapping[Quantity, Floats]) -> Floats:
         terms = [coefficient * shares[m] for m, coefficient in self.coefficients.items()]

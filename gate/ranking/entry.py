@@ -22,10 +22,12 @@ class Evidence:
     metrics without layers; averaged over noise seeds, but for statistics of the set, where each seed is a cell.
     counts: probe -> (n, cells, ...), what it gave for each sample (confusion counts (n, cells, k, k), units are images
     or pixels), summed over noise seeds. What was not measured is absent.
+    refits: probe -> (n, cells), what the error would change by if the probe were trained without this sample.
     """
 
     shifts: Mapping[str, Floats]
     counts: Mapping[str, Floats] | None = None
+    refits: Mapping[str, Floats] | None = None
 
     def get(self, kind: Literal["shift", "probe"], name: str) -> Floats | None:
         """The array of one metric or probe; None when not measured."""

@@ -8,7 +8,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gate.report.words import CONTROL, LEAK, SIGNIFICANT, closing, legend, level, short, title
+from gate.report.words import (
+    CONTROL,
+    DEGENERATE,
+    LEAK,
+    SIGNIFICANT,
+    TRUTH,
+    closing,
+    legend,
+    level,
+    short,
+    title,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,6 +52,8 @@ CSV_COLUMNS = (
     "fit_seconds",
     "negative_control",
     "leak",
+    "degenerate",
+    "truth",
     "tied_with",
     "letters",
 )
@@ -69,8 +82,9 @@ def place(row: Row) -> str:
 
 
 def marked(row: Row) -> str:
-    """The name with the marks of a negative control and of a leak."""
-    marks = (CONTROL if row["negative_control"] else "") + (LEAK if row["leak"] else "")
+    """The name with the marks of what it is: a control, a leak, degenerate, given the truth."""
+    known = {"negative_control": CONTROL, "leak": LEAK, "degenerate": DEGENERATE, "truth": TRUTH}
+    marks = "".join(mark for what, mark in known.items() if row[what])
     return f"{row['name']} {marks}".rstrip()
 
 
@@ -218,6 +232,8 @@ def _with_vanilla(results: Results) -> list[tuple[Row, str]]:
             "cost": {"calls": 1.0, "ms_per_image": results.vanilla.ms_per_image, "fit_seconds": 0.0},
             "negative_control": False,
             "leak": "",
+            "degenerate": "",
+            "truth": [],
             "verdict": "none",
             "tied_with": [],
             "letters": "",

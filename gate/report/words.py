@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gate.runs.schema import Results, Row, Skipped
 
-CONTROL, LEAK, SIGNIFICANT = "†", "‡", "*"
+CONTROL, LEAK, DEGENERATE, TRUTH, SIGNIFICANT = "†", "‡", "§", "¶", "*"
 MAX_NOTES = 5  # what a reader takes in; results.json has them all
 
 
@@ -54,6 +54,12 @@ def legend(results: Results) -> list[str]:
         marks.append(f"{CONTROL} negative control")
     if any(r["leak"] for r in rows):
         marks.append(f"{LEAK} leak: sees the input's own pixels, so shift flatters it")
+    if any(r["degenerate"] for r in rows):
+        marks.append(
+            f"{DEGENERATE} degenerate: its features no longer carry the image, so its own reference does not count"
+        )
+    if any(r["truth"] for r in rows):
+        marks.append(f"{TRUTH} is given labels or masks that probes judge by")
     return [*lines, "; ".join(marks) + "."] if marks else lines
 
 

@@ -56,7 +56,9 @@ class Row(Part):
     """One technique of the ranking. None where a number could not be had.
 
     rank: by score. letters: two techniques share one exactly where they cannot be told apart, as in `tied_with`. p and
-    p_holm: one test, alone and adjusted over all techniques; `verdict` follows p_holm, the interval p.
+    p_holm: one test, alone and adjusted over all techniques; `verdict` follows p_holm, the interval p. degenerate: what
+    its features lost of the image, "" where nothing; truth: what it is given of that which probes judge by; carried:
+    spread, breadth and image of its features over vanilla's (`gate.carried`), the least over timesteps.
     """
 
     name: str
@@ -84,6 +86,9 @@ class Row(Part):
     letters: str = ""
     negative_control: bool
     leak: str
+    degenerate: str = ""
+    truth: list[str] = []
+    carried: dict[str, float | None] = {}
     settings: dict[str, Any]
     source: str
 
@@ -219,9 +224,11 @@ def check_shapes(arrays: Mapping[str, NDArray[Any]], axes: Axes, source: str) ->
         "shift": (t, s, len(axes.layer), n),
         "prediction": (t, s, n),
         "probe": (t, s, n),
+        "refit": (t, s, n),
         "image": (len(axes.image_sample),),
         "feature-scale": (len(axes.layer),),
-        "carried": (t,),
+        "carried": (t, 3),
+        "unseen": (3,),
     }
     for key, array in arrays.items():
         expected = wanted.get(key.partition("/")[0])

@@ -52,7 +52,7 @@ class ScreenConfig(BaseModel):
     folds: int = Field(4, ge=2)
     image_samples: int = Field(4, ge=0)
     strength: float = Field(0.7, gt=0, le=1)
-    image_steps: int = Field(5, ge=1)
+    image_steps: int = Field(5, ge=1, le=1000)
     resamples: int = Field(2000, ge=200)
     seed: int = Field(0, ge=0, le=MAX_SEED)
     device: str = "auto"
@@ -100,7 +100,9 @@ class ScreenConfig(BaseModel):
     @classmethod
     def _meant(cls, value: Any, info: ValidationInfo) -> Any:
         """First, as the last one defined: an empty text would be the current folder, and True the number 1."""
-        if isinstance(value, str) and not value.strip():
+        if (
+            isinstance(value, str) and not value.strip() and info.field_name != "probes"
+        ):  # without probes is a wish
             raise ValueError("it is empty; give a value, or leave it out")
         if isinstance(value, bool) and info.field_name != "offload":
             raise ValueError(f"a number or text is wanted, not {value}")

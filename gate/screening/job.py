@@ -56,11 +56,9 @@ def screen(
     else:
         chosen = make_config({"techniques": config, **settings})
     check_inputs(chosen)
-    names = select_techniques(chosen.techniques)
+    select_techniques(chosen.techniques)
     folder = create_directory(chosen.output)
-    log(f"loading {chosen.backbone} to screen {len(names)} technique{'s' if len(names) > 1 else ''}")
     with _keeping(folder):
-        _check_measures(chosen)
         write_sealed(folder / "run.json", {"config": chosen.model_dump()})
         return _screen(chosen, folder, progress, log)
 
@@ -109,16 +107,14 @@ def _keeping(folder: Path, *, begun: bool = False) -> Iterator[None]:
         raise
 
 
-def _check_measures(config: ScreenConfig) -> None:
-    """Refuse unknown names before anything is loaded but torch, which metrics and probes need."""
-    select_plugins("metric", config.metrics)
-    select_plugins("probe", config.probes)
-
-
 def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) -> Screening:
-    from gate.screening.bench import open_bench
-
     began, asked = time.perf_counter(), config.model_fields_set
+    names = select_techniques(config.techniques)
+    log(f"loading {config.backbone} to screen {len(names)} technique{'s' if len(names) > 1 else ''}")
+    from gate.screening.bench import open_bench  # torch, seconds
+
+    select_plugins("metric", config.metrics)  # refused before the backbone is loaded
+    select_plugins("probe", config.probes)
     bench = open_bench(config, scratch=folder / "parts", log=log)
     backbone, samples, config = bench.backbone, bench.samples, bench.config
     if samples.skipped:
@@ -139,7 +135,6 @@ def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) ->
     _same_or_new(folder, run)
     write_sealed(folder / "run.json", run)
     _unpack_scores(folder, mark_of(run))
-    names = select_techniques(config.techniques)
     measured, skipped = _measure_all(bench, names, folder, mark_of(run), progress, log)
     _write(bench, measured, skipped, folder, {**run, "seconds": time.perf_counter() - began})
     drop_parts(folder)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Singles = NDArray[np.float32]
 Cell = tuple[int, int]  # of a timestep and a noise seed, by position
 # what scores.safetensors calls the tables, and what it says of costs
-TABLES = {"shift": "shift", "prediction": "prediction", "probe": "counts", "image": "image"}
+TABLES = {"shift": "shift", "prediction": "prediction", "probe": "counts", "refit": "refit", "image": "image"}
 COSTS = ("per_image", "per_pass", "ms", "fit_seconds")
 SOME = ("carried", "unseen")  # arrays that not every technique has
 
@@ -39,17 +39,18 @@ class Measured:
     """The numbers of one technique. t timesteps, s noise seeds, l layers, n samples, k classes, m image samples.
 
     shift: {metric or metric@own: (t, s, l, n)}. prediction: {metric of predictions or whole passes: (t, s, n)}. counts:
-    {probe: (t, s, n, k, k)}, or whatever columns it gives. image: {metric: (m,)}. A metric of several columns adds them
-    as a last axis. reconstructions: (m, H, W, 3) uint8. pca: (PCA_SAMPLES, h, w, 3) float in [0, 1].
-    scale: RMS of the features, (l,). carried: the three of `gate.carried.Carried`, (t, 3), of the first seed; unseen:
-    those of `Unseen`, (3,), where a stranger's technique was asked. per_image, per_pass: denoiser calls, counted, for
-    the conditioning of an image and for each of its passes. ms: milliseconds per image and pass. A field is stored and
-    read back by its type alone.
+    {probe: (t, s, n, k, k)}, or whatever columns it gives. refit: {probe: (t, s, n)}, `Probe.judge`. image: {metric:
+    (m,)}. A metric of several columns adds them as a last axis. reconstructions: (m, H, W, 3) uint8. pca: (PCA_SAMPLES,
+    h, w, 3) float in [0, 1]. scale: RMS of the features, (l,). carried: the three of `gate.carried.Carried`, (t, 3), of
+    the first seed; unseen: those of `Unseen`, (3,), where a stranger's technique was asked. per_image, per_pass: calls
+    of the denoiser, counted, for the conditioning of an image and for each of its passes. ms: milliseconds per image
+    and pass. A field is stored and read back by its type alone.
     """
 
     shift: dict[str, Singles] = field(default_factory=dict)
     prediction: dict[str, Singles] = field(default_factory=dict)
     counts: dict[str, NDArray[Any]] = field(default_factory=dict)
+    refit: dict[str, Singles] = field(default_factory=dict)
     image: dict[str, Singles] = field(default_factory=dict)
     reconstructions: NDArray[np.uint8] | None = None
     pca: Singles | None = None
@@ -269,14 +270,17 @@ class Tally:
         for probe in bench.probes:
             assert bench.folds is not None
             for (i, s), shelf in self.maps.items():
-                found = probe.stored(probe.evaluate(shelf.array(), bench.samples, bench.folds))
+                values, refit = probe.judge(shelf.array(), bench.samples, bench.folds)
+                found = probe.stored(values)
                 if len(found) != self.n:
                     raise PluginError(f"Probe {probe.name!r} gives {len(found)} rows for {self.n} samples.")
                 kind = np.int16 if probe.figure else np.float32
                 counts = out.counts.setdefault(probe.name, np.zeros((*cells, *found.shape), kind))
                 counts[i, s] = found
+                if refit is not None:
+                    out.refit.setdefault(probe.name, np.zeros((*cells, self.n), np.float32))[i, s] = refit
         if cells[1] < bench.config.seeds:  # a technique without a seed gives the same for each
-            for table in (out.shift, out.prediction, out.counts):
+            for table in (out.shift, out.prediction, out.counts, out.refit):
                 tables: dict[str, NDArray[Any]] = table
                 for key, values in tables.items():
                     tables[key] = np.repeat(values, bench.config.seeds, axis=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from gate.backbones.layers import MEAN_MAP
 from gate.ranking.chance import says_something
@@ -11,6 +10,7 @@ from gate.ranking.entry import Evidence, Ranking
 from gate.ranking.notes import contradictions, control_notes, denied_notes, listed, silent_notes
 from gate.screening.attempt import VANILLA
 from gate.screening.bench import Bench
+from gate.screening.doubts import Doubt
 
 SCORE_PROBES = ("pixel-linear", "linear")  # the first that the samples have truth for and that says something
 
@@ -18,7 +18,7 @@ SCORE_PROBES = ("pixel-linear", "linear")  # the first that the samples have tru
 def notes(
     bench: Bench,
     ranking: Ranking,
-    techniques: Mapping[str, Any],
+    doubts: Mapping[str, Doubt],
     controls: Mapping[str, str],
     silent: Sequence[str],
 ) -> list[str]:
@@ -29,7 +29,7 @@ def notes(
         *silent_notes(silent),
         *contradictions(ranking.entries, ranking.score_metrics),
         *ranking.notes,
-        *_leak_notes(ranking, techniques),
+        *_leak_notes(ranking, doubts),
         *_map_notes(bench),
     ]
 
@@ -47,11 +47,13 @@ def score_probes(bench: Bench, evidence: Mapping[str, Evidence]) -> tuple[list[s
     return [], silent
 
 
-def unconfirmed(ranking: Ranking, techniques: Mapping[str, Any]) -> list[str]:
-    """Whoever the probe does not bear out: its gain lies below 0, or, of a leak, not above 0 beyond chance."""
-    leaks = [e for e in ranking.entries if techniques[e.name].leak]
+def unconfirmed(ranking: Ranking, doubts: Mapping[str, Doubt]) -> list[str]:
+    """Who cannot win: degenerate, or given the truth; and whoever the probe does not bear out, whose gain lies below 0,
+    or, of a leak, not above 0 beyond chance."""
+    out = [name for name, d in doubts.items() if d.degenerate or d.truth]
+    leaks = [e for e in ranking.entries if doubts[e.name].leak]
     flattered = [e.name for e in leaks if not (e.mean_error_removed and e.mean_error_removed.low > 0)]
-    return flattered + [e.name for e in ranking.entries if e.loses_probe]
+    return out + flattered + [e.name for e in ranking.entries if e.loses_probe]
 
 
 def steps(bench: Bench, best: Sequence[str]) -> dict[str, str]:
@@ -63,8 +65,8 @@ def steps(bench: Bench, best: Sequence[str]) -> dict[str, str]:
     return {"more": f"more images, --samples {4 * n}", "next": lead}
 
 
-def _leak_notes(ranking: Ranking, techniques: Mapping[str, Any]) -> list[str]:
-    leaking = [e.name for e in ranking.entries if techniques[e.name].leak]
+def _leak_notes(ranking: Ranking, doubts: Mapping[str, Doubt]) -> list[str]:
+    leaking = [e.name for e in ranking.entries if doubts[e.name].leak]
     if not leaking:
         return []
     return [

@@ -21,6 +21,7 @@ from gate.runs.schema import SCHEMA_VERSION
 from gate.screening.attempt import VANILLA
 from gate.screening.bench import Bench
 from gate.screening.config import SCORE_METRICS
+from gate.screening.doubts import Doubt, counting, doubt, doubt_notes
 from gate.screening.measured import SOME, TABLES, Measured
 from gate.screening.pictures import PCA_SAMPLES, pca_image, pca_layer
 from gate.screening.remarks import notes, score_probes, steps, unconfirmed
@@ -37,6 +38,8 @@ def assemble(
     names = [n for n in measured if n != VANILLA]
     evidence = {n: _evidence(bench, m) for n, m in measured.items()}
     techniques = {n: create_technique(n) for n in names}
+    doubts = {n: doubt(t, measured[n], measured[VANILLA]) for n, t in techniques.items()}
+    evidence = counting(evidence, doubts)
     controls = {n: t.control_of for n, t in techniques.items() if t.negative_control}
     scaled = [m.name for m in bench.comparing("feature") if not m.scale_invariant]
     scored, silent = score_probes(bench, evidence)
@@ -52,8 +55,8 @@ def assemble(
         feature_scale={n: _scale(measured[n], measured[VANILLA]) for n in names},
         scale_sensitive=[name + key for name in scaled for key in ("", "@own")],
     )
-    best = winners(ranking, controls=[*controls, *unconfirmed(ranking, techniques)])
-    rows = [_row(bench, e, techniques[e.name], measured, ranking.n) for e in ranking.entries]
+    best = winners(ranking, controls=[*controls, *unconfirmed(ranking, doubts)])
+    rows = [_row(bench, e, techniques[e.name], doubts[e.name], measured, ranking.n) for e in ranking.entries]
     results = {
         "schema_version": SCHEMA_VERSION,
         "gate_version": __version__,
@@ -81,7 +84,7 @@ def assemble(
             calls={n: measured[n].calls for n in names},
             **steps(bench, best),
         ),
-        "notes": notes(bench, ranking, techniques, controls, silent),
+        "notes": [*doubt_notes(doubts), *notes(bench, ranking, doubts, controls, silent)],
         "vanilla": _vanilla(bench, measured[VANILLA]),
     }
     return results, _dense(measured, names), _pictures(bench, measured, names)
@@ -101,7 +104,8 @@ def _evidence(bench: Bench, m: Measured) -> Evidence:
     shifts = {key: cells(key, values, 3) for key, values in m.shift.items()}
     shifts |= {key: cells(key, values, 2) for key, values in m.prediction.items()}
     counts = {key: _over_seeds(known[key], values) for key, values in m.counts.items()}
-    return Evidence(shifts, counts)
+    refits = {key: values.mean(axis=1, dtype=np.float64).T for key, values in m.refit.items()}
+    return Evidence(shifts, counts, refits)
 
 
 def _over_seeds(probe: Measure, values: NDArray[Any]) -> NDArray[Any]:
@@ -125,7 +129,9 @@ def _scale(m: Measured, vanilla: Measured) -> float:
     return float(np.exp(np.mean(np.log(m.scale / vanilla.scale))))
 
 
-def _row(bench: Bench, e: Entry, technique: Any, measured: Mapping[str, Measured], n: int) -> dict[str, Any]:
+def _row(
+    bench: Bench, e: Entry, technique: Any, doubts: Doubt, measured: Mapping[str, Measured], n: int
+) -> dict[str, Any]:
     m = measured[e.name]
     return {
         "name": e.name,
@@ -157,7 +163,10 @@ def _row(bench: Bench, e: Entry, technique: Any, measured: Mapping[str, Measured
         "tied_with": list(e.tied_with),
         "letters": e.letters,
         "negative_control": bool(technique.negative_control),
-        "leak": technique.leak,
+        "leak": doubts.leak,
+        "degenerate": doubts.degenerate,
+        "truth": list(doubts.truth),
+        "carried": dict(doubts.carried),
         "settings": technique.settings,
         "source": technique.source,
     }

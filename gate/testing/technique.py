@@ -47,6 +47,7 @@ def check_technique(
             ("refuses a backbone it does not serve", exam.refusal),
             ("neutral settings are vanilla, bit for bit", exam.neutral),
             ("detaching restores the backbone", exam.restores),
+            ("features have the backbone's shapes", exam.shapes),
             ("is finite", exam.finite),
             ("deterministic in the seed", exam.deterministic),
             ("the seed matters where it should", exam.seedless),
@@ -62,6 +63,11 @@ def check_technique(
 
 def _class_of(technique: Technique | type[Technique]) -> type[Technique]:
     return technique if isinstance(technique, type) else type(technique)
+
+
+def _each(shapes: set[tuple[int, ...]]) -> str:
+    """(32, 8, 8) of each sample, or several of them."""
+    return " and ".join(str(shape) for shape in sorted(shapes))
 
 
 def _has_neutral(technique: Technique) -> bool:
@@ -122,6 +128,19 @@ class _Invariants(Examination):
         if changed:
             raise Broken(f"changed for good: {', '.join(changed[:5])}{' ...' if len(changed) > 5 else ''}")
         return f"{len(before.weights)} parameters and buffers, hooks, functions and samples as before"
+
+    def shapes(self) -> str:
+        [vanilla] = self.extract(Technique())
+        for (t, _), result in self.results.items():
+            for name, row in vanilla.rows.items():
+                expected = {tuple(value.shape) for value in row.values()}
+                found = {tuple(value.shape) for value in result.rows[name].values()}
+                if found != expected:
+                    raise Broken(
+                        f"{name} is {_each(found)} at t = {t}, and the backbone's is {_each(expected)}: nothing can be "
+                        "compared with it"
+                    )
+        return "as vanilla's, a sample at a time"
 
     def finite(self) -> str:
         for (t, _), result in self.results.items():

@@ -94,12 +94,23 @@ class Distance(Metric):
 """
 
 
-@pytest.mark.parametrize("what", ["Mine", "Distance"])
-@pytest.mark.parametrize("how", ["os._exit(0)", "sys.exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"])
-@pytest.mark.parametrize("where", ["top", "init", "fit", "run"])
+@pytest.mark.usefixtures("tiny")  # so that the forks find everything imported
+@pytest.mark.parametrize(
+    ("where", "how", "what"),
+    [
+        ("top", "os._exit(0)", "Mine"),
+        ("top", "sys.exit(0)", "Mine"),
+        ("init", "os._exit(0)", "Mine"),
+        ("init", "sys.exit(0)", "Mine"),
+        ("fit", "os._exit(0)", "Mine"),
+        ("run", "os._exit(0)", "Mine"),
+        ("run", "sys.exit(0)", "Mine"),
+        ("run", "os.kill(os.getpid(), signal.SIGKILL)", "Mine"),
+        ("run", "os._exit(0)", "Distance"),
+        ("run", "sys.exit(0)", "Distance"),
+    ],
+)
 def test_a_check_that_was_not_made_never_ends_with_0(where: str, how: str, what: str, tmp_path: Path) -> None:
-    if (what == "Distance" and where in ("init", "fit")) or (how == "sys.exit(0)" and where == "fit"):
-        pytest.skip("the class has no such method, or the case is the next one's")
     places = dict.fromkeys(("top", "init", "fit", "run"), "pass") | {where: how}
     file = tmp_path / "mine.py"
     file.write_text(ENDS.format(**places), encoding="utf-8")
@@ -121,22 +132,34 @@ def test_what_a_plug_in_prints_while_it_is_checked_is_not_the_report(tmp_path: P
     assert len(json.loads(result.stdout)) > 5
 
 
-@pytest.mark.parametrize(
-    ("fact", "said"),
-    [
-        ("variants = 7", "variants must map names to settings"),
-        ("summary = None", "a summary of one line"),
-        ("needs = 7", "needs must be a set"),
-        ("compositions = 'a+b'", "compositions must be a tuple"),
-    ],
-)
-def test_facts_of_a_wrong_type_are_a_finding(fact: str, said: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("tiny")
+def test_facts_of_a_wrong_type_are_a_finding(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
-    places = dict.fromkeys(("top", "fit", "run"), "pass")
-    file.write_text(ENDS.format(init=f"pass\n    {fact}", **places).replace('summary = "It', '_ = "It'))
-    if "summary" not in fact:
-        file.write_text(ENDS.format(init=f"pass\n    {fact}", **places))
+    file.write_text(
+        ENDS.format(init="pass\n    variants = 7", **dict.fromkeys(("top", "fit", "run"), "pass"))
+    )
     result = cli.invoke(app, ["check", f"{file}::Mine", "--format", "json"])
     assert result.exit_code == 3
     found = {f["name"]: f for f in json.loads(result.stdout)}
-    assert said in found["states its facts"]["detail"]
+    assert "variants must map names to settings" in found["states its facts"]["detail"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_features_of_another_shape_are_named(tmp_path: Path) -> None:
+    """The screen that follows fails on them, so the check may not pass."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import dataclass\n"
+        "from gate import Technique\n"
+        "@dataclass(kw_only=True)\n"
+        "class Mine(Technique):\n"
+        "    name, summary = 'mine', 'It drops a row of every feature.'\n"
+        "    def denoise(self, request, call_next):\n"
+        "        response = call_next(request)\n"
+        "        return response.with_(features={k: f[:, :, 1:] for k, f in response.features.items()})\n",
+        encoding="utf-8",
+    )
+    result = cli.invoke(app, ["check", f"{file}::Mine", "--format", "json"])
+    assert result.exit_code == 3 and "features have the backbone's shapes" in result.stderr
+    found = {f["name"]: f["detail"] for f in json.loads(result.stdout) if not f["ok"]}
+    assert "mid is (128, 1, 2) at t = 50, and the backbone's is (128, 2, 2)" in str(found)

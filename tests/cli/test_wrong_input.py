@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from image_files import fill, picture
+from image_files import fill
 from typer.testing import CliRunner
 
 import gate
 from gate.cli import app
 from gate.errors import GateError, UsageError
-from gate.runs.directory import open_run
 
 cli = CliRunner()
 FAST = [
@@ -154,6 +151,7 @@ def test_the_first_sign_of_life_comes_before_torch(command: list[str], here: Pat
         (["--timesteps", "1000"], "choose one in 0 ... 999"),
         (["--sigma", "5"], "has no sigma of 5; choose one in"),
         (["--metrics", "cosin"], "Did you mean 'cosine'"),
+        (["--device", "meta"], "Device 'meta' is not usable here"),
     ],
 )
 def test_impossible_levels_and_measures_are_wrong_usage(arguments: list[str], said: str, here: Path) -> None:
@@ -233,41 +231,6 @@ def test_python_says_which_setting_it_does_not_know() -> None:
         gate.screen("freeu", seeds=True)
     with pytest.raises(UsageError, match="Unknown technique 'freu'"):
         gate.screen(["freu"])
-
-
-# Images that are not read
-
-
-def test_what_is_left_out_is_named_with_its_reason(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unreadable subfolder, a photo of a telephone, a dot, and images without their label and mask."""
-    fill(here / "photos", 12)
-    fill(here / "photos" / "locked", 3, start=40)
-    (here / "photos" / "phone.heic").write_bytes(b"x")
-    picture(7, 1, 1).save(here / "photos" / "dot.png")
-    rows = [f"img{k:02d}.png,{'ab'[k % 2]}" for k in range(10)] + ["dot.png,a"]
-    (here / "photos" / "labels.csv").write_text("\n".join(["file,label", *rows]))
-    real = os.scandir
-
-    def scandir(path: Any = ".") -> Any:
-        if str(path).endswith("locked"):
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
-    result = cli.invoke(
-        app,
-        ["screen", *FAST, "--images", "photos", "--samples", "64", "--probes", "linear", "--output", "run"],
-    )
-    assert result.exit_code == 0, result.output
-    told = " ".join(result.stderr.split())
-    assert "5 of 15 files are left out" in told and "2 (img10.png) has no label" in told
-    assert "64 images were asked for, and photos has 10" in told
-    skipped = dict(open_run(here / "run").results.data.skipped)
-    assert skipped["locked/"] == "cannot be opened (Permission denied)"
-    assert skipped["phone.heic"] == "is .heic, which is not read; convert it to PNG or JPEG"
-    assert skipped["dot.png"] == "is 1 x 1; a side has 8 pixels or more"
-    flat = " ".join(result.stdout.split())
-    assert "5 files left out: 2 (img10.png) has no label" in flat and "could not be read" not in flat
 
 
 # Conveniences

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from gate.cli import app
 from gate.report.table import percent, ranking_csv, ranking_markdown, ranking_text
-from gate.report.words import closing, skipped_lines
+from gate.report.words import closing, legend, short, skipped_lines
 from gate.runs.directory import Run
 from gate.runs.schema import Skipped
 
@@ -159,3 +159,36 @@ def test_no_winner_and_a_broken_score(tmp_path: Path) -> None:
 )
 def test_percent(value: float | None, text: str) -> None:
     assert percent(value) == text
+
+
+@pytest.mark.parametrize(
+    ("letters", "shown"),
+    [
+        ("", ""),
+        ("a", "a"),
+        ("ab", "ab"),
+        ("abc", "a-c"),
+        ("cdefghil", "c-il"),
+        ("acegik", "acegik"),
+        ("zAB", "zAB"),
+    ],
+)
+def test_letters_of_ties_are_short(letters: str, shown: str) -> None:
+    assert short(letters) == shown
+    assert short("a2b2c2") == "a2b2c2"
+
+
+def test_a_missing_star_beside_an_interval_that_excludes_0_is_explained(run: Run) -> None:
+    told = "an interval that excludes 0 without * is told from vanilla alone, but not among 15"
+    assert told not in legend(run.results)[-1]
+    lone = run.results.model_copy(deep=True)
+    lone.ranking[0].verdict = "none"
+    assert told in legend(lone)[-1]
+
+
+def test_many_letters_and_long_names_still_fit_80_columns(run: Run) -> None:
+    crowded = run.results.model_copy(deep=True)
+    for row in crowded.ranking:
+        row.letters = "acegikmoqsuwy"
+    text = ranking_text(crowded, width=80)
+    assert max(map(len, text.splitlines())) <= 80 and "acegik" in text

@@ -73,5 +73,6 @@ def _write(run: Run, folder: Path, name: str) -> list[Path]:
         drawn = figures()[name](Run(run.path, shown(run.results)))
         pages = drawn if isinstance(drawn, list) else [drawn] if drawn is not None else []
         stems = [name, *(f"{name}-{i}" for i in range(2, len(pages) + 1))]
+        # the last page first: the first one says that all are there
         saved = [save(page, folder / stem) for stem, page in reversed([*zip(stems, pages, strict=False)])]
         return [file for files in reversed(saved) for file in files]

@@ -140,9 +140,9 @@ def _wrapped(figure: Any, sentences: Sequence[str], size: float) -> str:
     return "\n".join(line for sentence in sentences for line in textwrap.wrap(sentence, width))
 
 
-def pitch(rows: int, most: float = 0.27) -> float:
+def pitch(rows: int) -> float:
     """Inches a row: less where there are many, so that a picture stays below 2000 pixels."""
-    return min(most, (TALLEST - 2.2) / max(rows, 1))
+    return min(0.27, (TALLEST - 2.2) / max(rows, 1))
 
 
 def whiskers(value: float, low: float | None, high: float | None) -> list[list[float]] | None:

@@ -47,6 +47,7 @@ def understood(command: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return seen[0]
 
 
+@pytest.mark.slow
 def test_a_fit_says_what_to_do_next_and_its_card_can_be_run(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +81,11 @@ def test_every_setting_of_a_fit_can_be_given_to_its_command(
     assert set(FitConfig.model_fields) - set(config.model_dump(exclude_defaults=True)) == {"backbone", "data"}
     assert understood(fit_command(config), monkeypatch) == config
     assert "--captions captions.csv" in screen_command(config)
+    awkward = config.model_copy(update={"output": "out, put"})
+    asked = understood(screen_command(awkward), monkeypatch)
+    assert asked.images == "photos" and asked.captions == "captions.csv"
+    assert create_technique(asked.techniques[0]).settings["weights"] == "out, put"
+    assert "[weights=out]" in screen_command(config), "quoted only where it must be"
 
 
 @pytest.mark.parametrize(
