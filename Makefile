@@ -1,15 +1,19 @@
 # make screen: the main job on the embedded model.  make test: the default test suite.  Both install on first use.
+# make slow: the tests that take longer, each with its time.
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: screen test lint types wheel clean
+.PHONY: screen test slow lint types wheel clean
 
 screen: .venv/.installed
 	$(BIN)/gate screen --techniques all
 
 test: .venv/.installed-test
 	$(BIN)/python -m pytest -q
+
+slow: .venv/.installed-test
+	$(BIN)/python -m pytest -v -m slow --durations=0
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

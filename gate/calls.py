@@ -111,13 +111,15 @@ class Memo:
 
     Who is answered is charged as if it had made the call: `rows` and `seconds` add up what was saved. Predictions are
     kept, and features of a pass's `own` request alone: others rarely come again, and are large. limit: bytes that are
-    kept. folder: where answers lie as files, so that worker processes share them; in memory where None.
+    kept. folder: where answers lie as files, so that processes share them; in memory where None. keeping: whether new
+    answers are kept; not those of a stranger's technique, whose denoiser may be changed in ways that nobody sees.
     """
 
     def __init__(self, backbone: Backbone, limit: int = MEMO_BYTES, folder: Path | None = None) -> None:
         self.limit, self.folder = limit, folder
         self.rows, self.seconds, self.held = 0, 0.0, 0
         self.own: Request | None = None
+        self.keeping = True
         self.answers: dict[str, Kept] = {}
         self.untouched = Untouched(backbone.denoiser)
 
@@ -144,14 +146,17 @@ class Memo:
         if kept is not None and all(layer in kept.features for layer in layers):
             self.rows += len(kept.prediction)
             self.seconds += kept.seconds
-            x0 = request.batch.backbone.schedule.x0_from(kept.prediction, request.x_t, request.t)
-            # as tensors of their own, that what is kept with them ends with them (`gate.metric.kept`)
-            return Response(kept.prediction, x0, {layer: kept.features[layer].detach() for layer in layers})
+            # copies: who is answered may write into the answer, and what is kept with a tensor ends with it
+            # (`gate.metric.kept`)
+            prediction, features = kept.prediction.clone(), {k: kept.features[k].clone() for k in layers}
+            x0 = request.batch.backbone.schedule.x0_from(prediction, request.x_t, request.t)
+            return Response(prediction, x0, features)
         began = time.perf_counter()
         response = make(request, layers)
         if kept is None or request is self.own:
-            features = {k: v.detach() for k, v in response.features.items()} if request is self.own else {}
-            self._keep(key, Kept(response.prediction, features, time.perf_counter() - began))
+            seconds = time.perf_counter() - began
+            features = response.features if request is self.own else {}
+            self._keep(key, response.prediction, features, seconds)
         return response
 
     def _find(self, key: str) -> Kept | None:
@@ -166,21 +171,33 @@ class Memo:
         seconds, prediction = float(tensors.pop(SECONDS)), tensors.pop("")
         return Kept(prediction, tensors, seconds)
 
-    def _keep(self, key: str, kept: Kept) -> None:
-        tensors = {"": kept.prediction, **kept.features}
+    def _keep(self, key: str, prediction: Tensor, features: Mapping[str, Tensor], seconds: float) -> None:
+        tensors = {"": prediction, **features}
         size = sum(t.nbytes for t in tensors.values())
-        if self.held + size > self.limit:
+        held = self.held if self.folder is None else _bytes_in(self.folder)
+        if not self.keeping or held + size > self.limit:
             return
         self.held += size
         if self.folder is None:
-            self.answers[key] = kept
+            copies = {layer: value.clone() for layer, value in features.items()}
+            self.answers[key] = Kept(prediction.clone(), copies, seconds)
             return
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         draft = self.folder / f"{key}.{os.getpid()}"
         contents = {name: t.contiguous() for name, t in tensors.items()}
-        save_file({**contents, SECONDS: torch.tensor(kept.seconds, dtype=torch.float64)}, draft)
-        draft.replace(self.folder / key)  # whole or not at all: another process may be reading
+        try:
+            save_file({**contents, SECONDS: torch.tensor(seconds, dtype=torch.float64)}, draft)
+            draft.replace(self.folder / key)  # whole or not at all: another process may be reading
+        except (OSError, SafetensorError):  # the disk is full: calls are made instead of kept
+            self.limit = 0
+            draft.unlink(missing_ok=True)
+
+
+def _bytes_in(folder: Path) -> int:
+    """Of whole answers: drafts, which have a dot in their names, may go while they are looked at."""
+    return sum(f.stat().st_size for f in os.scandir(folder) if "." not in f.name)
 
 
 def digest(request: Request) -> str:

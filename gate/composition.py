@@ -44,6 +44,8 @@ class Composition(Technique):
         facts["families"] = common_families([p.families for p in self.parts])
         facts["leak"] = "; ".join(p.leak for p in self.parts if p.leak)
         facts["negative_control"] = any(p.negative_control for p in self.parts)
+        true = [p.control_of if p.negative_control else p.name for p in self.parts]
+        facts["control_of"] = "+".join(filter(None, true)) if facts["negative_control"] else ""
         facts["replaces_latent"] = bool(replacing)
         facts["seedless"] = any(p.seedless for p in self.parts)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+import errno
 
 
 class GateError(Exception):
@@ -35,6 +36,10 @@ class PluginError(ConfigurationError):
 
 class NonFiniteError(ConfigurationError):
     """A feature or prediction holds NaN or infinity. The message names the layer."""
+
+
+class DamagedError(ConfigurationError):
+    """A file of a run is not what gate wrote: cut, overwritten, exchanged or edited."""
 
 
 class IncomparableError(GateError):
@@ -69,8 +74,10 @@ class UnsuitableError(GateError):
         self.fix = fix
 
 
+# of an OSError, where a disk or a stream takes no more: nobody's bug
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 EXIT_PARTIAL = 7
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, listing: str) -> UsageError:

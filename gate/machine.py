@@ -31,11 +31,14 @@ def keep_freed_memory() -> bool:
     return all(mallopt(parameter, value) == 1 for parameter, value in settings)
 
 
+def can_fork() -> bool:
+    """Whether this process can fork safely: on Linux, not with the system libraries of others."""
+    return hasattr(os, "sched_getaffinity") and "fork" in multiprocessing.get_all_start_methods()
+
+
 def forkable_cores() -> int:
-    """Cores that this process may use; 1 where it cannot fork, or where forking is not safe."""
-    if not hasattr(os, "sched_getaffinity") or "fork" not in multiprocessing.get_all_start_methods():
-        return 1
-    return len(os.sched_getaffinity(0))
+    """Cores that this process may use; 1 where it cannot fork."""
+    return len(os.sched_getaffinity(0)) if can_fork() else 1
 
 
 def release(mapped: Any) -> None:

@@ -141,3 +141,15 @@ def confusion_error(margins: Array, figure: Figure) -> npt.NDArray[np.float64]:
     parts = np.where(present, correct / np.where(present, whole, 1), 0).sum(axis=-1)
     classes = present.sum(axis=-1)
     return np.asarray(np.where(classes > 0, 1 - parts / np.maximum(classes, 1), 0), dtype=np.float64)
+
+
+def confusion_slope(counts: Array, figure: Figure) -> npt.NDArray[np.float64]:
+    """Derivative of `confusion_error` by each count of predictions, the truth unchanged. counts: (k, k) -> (k, k)."""
+    true, predicted, correct = confusion_margins(counts)
+    present = true > 0
+    classes = max(1, int(present.sum()))
+    if figure == "balanced-accuracy":
+        return -np.diag(np.where(present, 1 / np.where(present, true, 1), 0)) / classes
+    whole = np.where(present, true + predicted - correct, 1)
+    hit, miss = np.where(present, 1 / whole, 0), np.where(present, -correct / whole**2, 0)
+    return -np.where(np.eye(len(counts), dtype=np.bool_), hit, miss[None, :]) / classes

@@ -16,6 +16,15 @@ RESERVED = ("all", "vanilla")  # every technique, and none
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 
+# what moves a cursor, hides or reorders text, breaks a line, or is no character at all
+HOSTILE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+
+
+def harmless(text: str) -> str:
+    """Text of a stranger, as one line that no terminal obeys: what it would obey is spelled out (`\\x1b`)."""
+    return HOSTILE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def split_names(text: str) -> list[str]:
     """A comma-separated list's names, without empty ones. Raises UsageError where a bracket or quote stays open."""
     return [name for name in _split(text, ",") if name]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -19,12 +20,13 @@ import torch
 from torch import Tensor
 
 from gate.calls import Counter, Memo, counted
+from gate.errors import PluginError
 from gate.request import Batch, Conditioning, Request, Response
+from gate.technique import Technique
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone
     from gate.sample import SampleSet
-    from gate.technique import Technique
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,11 +68,16 @@ class Plan:
             rows = slice(i, min(i + self.batch_size, stop))
             yield rows, self.batch(rows)
 
+    @functools.cached_property
+    def visible(self) -> SampleSet:
+        """The samples as the technique may see them."""
+        return self.technique.visible(self.samples)
+
     def batch(self, rows: slice) -> Batch:
         """These samples with their latents and the neutral conditioning."""
         x0 = None if self.x0 is None else self.x0[rows]
-        part, names = self.samples[rows].samples, self.samples.classes
-        return self.backbone.batch(part, x0, everyone=self.samples, class_names=names)
+        part, names = self.visible[rows].samples, self.samples.classes
+        return self.backbone.batch(part, x0, everyone=self.visible, class_names=names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +130,20 @@ def stream(
                 if memo:
                     memo.own = request
                 meter = _Meter(count, memo, len(batch))
+                given = _versions(request)
                 response = single_pass(technique, request, plan.layers, known=known)
+                if _versions(request) != given:
+                    raise PluginError(
+                        f"{technique.name} wrote into the latents or the noise that it was given; change a copy "
+                        "(`request.with_`)."
+                    )
                 yield Passed(rows, request, response, *meter.read(), conditioned)
+
+
+def _versions(request: Request) -> tuple[int, ...]:
+    """Grow where something is written in place."""
+    held = (request.x_t, request.t, request.t_condition, request.eps, request.batch.x0)
+    return tuple(0 if tensor.is_inference() else tensor._version for tensor in held)
 
 
 def _requests(plan: Plan, batch: Batch, conditioning: Conditioning) -> Iterator[Request]:
@@ -161,10 +180,11 @@ def single_pass(
 
     The reference at t = 0 and the later states of a trajectory never start elsewhere. A call repeated on the very same
     clean or sampled request is answered from the first: an ensemble of one state is that state.
-    known: requests whose answers are there already.
+    known: requests whose answers are there already; a technique that looks at answers gets copies of them.
     """
     backbone = request.batch.backbone
-    seen = list(known)
+    looks = type(technique).denoise is not Technique.denoise
+    seen = [(asked, answer.copy() if looks else answer) for asked, answer in known]
 
     def call(inner: Request) -> Response:
         for asked, answer in seen:

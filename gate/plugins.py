@@ -8,16 +8,23 @@ before variants: a stranger is found by its own name without its neighbours.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+from types import FrameType
+from typing import Any, Literal, TypeVar
 
+from gate.errors import PluginError
 from gate.names import heads, name_problem
 from gate.technique import Technique
 
+T = TypeVar("T")
 PluginKind = Literal["technique", "probe", "metric"]
 GROUPS: dict[PluginKind, str] = {
     "technique": "gate.techniques",
@@ -25,6 +32,7 @@ GROUPS: dict[PluginKind, str] = {
     "metric": "gate.metrics",
 }
 OURS = "gate-screen"
+OUR_PACKAGES = frozenset({"gate", "techniques", "probes"})
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,11 @@ def find_claim(kind: PluginKind, name: str) -> Claim | None:
             if point.name == name:
                 return Claim(name, _load(kind, point), {})
     return claims(kind).get(name)
+
+
+def is_ours(cls: type[Any]) -> bool:
+    """Whether a class is shipped with gate: strangers' are watched more closely."""
+    return cls.__module__.partition(".")[0] in OUR_PACKAGES
 
 
 def forget() -> None:
@@ -147,32 +160,77 @@ def _late(claim: Claim, holder: Claim) -> Plugin:
 @functools.cache
 def _load(kind: PluginKind, point: EntryPoint) -> Plugin:
     error, cls = name_problem(point.name), None
-    try:
-        if not error:
-            cls = point.load()
-            error = _problem(kind, point, cls)
-    except KeyboardInterrupt:
-        raise
-    except (
-        BaseException
-    ) as raised:  # a stranger's module may raise anything, SystemExit too: shown, never fatal
-        error = " ".join(f"{type(raised).__name__}: {raised}".split())
+    if not error:
+        cls, error = tried(lambda: _loaded(kind, point))
     return Plugin(point.name, kind, point.value, _distribution(point), None if error else cls, error)
 
 
-def _problem(kind: PluginKind, point: EntryPoint, cls: Any) -> str:
-    """Why what an entry point names is no plug-in of this kind; "" if it is."""
+def tried(load: Callable[[], T]) -> tuple[T | None, str]:
+    """What a stranger's module gives, or why it gives nothing. It may raise anything, SystemExit and KeyboardInterrupt
+    too; the user's own Ctrl-C alone is passed on. What it prints goes to stderr: stdout is the table's."""
+    with _pressed() as pressed, contextlib.redirect_stdout(sys.stderr):
+        try:
+            return load(), ""
+        except BaseException as raised:
+            if isinstance(raised, KeyboardInterrupt) and pressed:
+                raise
+            if isinstance(raised, PluginError):
+                return None, str(raised)
+            return None, " ".join(f"{type(raised).__name__}: {raised}".split())
+
+
+@contextlib.contextmanager
+def _pressed() -> Iterator[list[int]]:
+    """The interrupts that came from outside meanwhile, told apart from a module that raises the same."""
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield pressed
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _loaded(kind: PluginKind, point: EntryPoint) -> type[Any]:
+    """The class that an entry point names. Raises PluginError where it is no plug-in of this kind."""
+    cls = point.load()
     if not isinstance(cls, type):
-        return f"{point.value} is no class"
+        raise PluginError(f"{point.value} is no class")
     base = base_class(kind)
     if not issubclass(cls, base):
-        return f"{point.value} does not derive from gate.{base.__name__}"
+        raise PluginError(f"{point.value} does not derive from gate.{base.__name__}")
     name = getattr(cls, "name", "")
+    if problem := class_problem(cls):
+        raise PluginError(problem)
     if name != point.name:
-        return (
-            name_problem(name) or f"{point.value} calls itself {name!r} but is registered as {point.name!r}"
-        )
+        raise PluginError(f"{point.value} calls itself {name!r} but is registered as {point.name!r}")
+    return cls
+
+
+def class_problem(cls: type[Any]) -> str:
+    """What is wrong with a plug-in's name and facts; "" if nothing is. What an instance computes is not looked at."""
+    if problem := name_problem(getattr(cls, "name", "")):
+        return problem
+    for fact, kind, example in _FACTS:
+        value = getattr(cls, fact, kind())
+        if not isinstance(value, (kind, property)):
+            return f"{fact} must be {example}, got {value!r}"
     return _names_problem(cls) if issubclass(cls, Technique) else ""
+
+
+_FACTS: tuple[tuple[str, type[Any], str], ...] = (
+    ("summary", str, "one line of text"),
+    ("source", str, "a text"),
+    ("leak", str, 'a text, "" where there is none'),
+)
 
 
 def base_class(kind: PluginKind) -> type[Any]:
@@ -191,6 +249,12 @@ def base_class(kind: PluginKind) -> type[Any]:
 def _names_problem(cls: type[Technique]) -> str:
     """What is wrong with a technique's further names."""
     variants, aliases, compositions = cls.variants, cls.aliases, cls.compositions
+    for fact in ("needs", "families"):
+        value = getattr(cls, fact)
+        if not isinstance(value, (Set, property)):
+            return f"{fact} must be a set of names, as in frozenset({{'unet'}}), got {value!r}"
+    if not isinstance(cls.neutral, (Mapping, property, type(None))):
+        return f"neutral must map settings to values, or be None, got {cls.neutral!r}"
     if not isinstance(variants, Mapping) or not all(isinstance(s, Mapping) for s in variants.values()):
         return (
             f"variants must map names to settings, as in {{'strong': {{'strength': 1.0}}}}, got {variants!r}"

@@ -109,6 +109,8 @@ class Probe(Measure):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if "evaluate" in cls.__dict__ and "judge" not in cls.__dict__:
+            cls.judge = Probe.judge  # type: ignore[method-assign]  # an inherited one would not ask the new `evaluate`
         if "name" not in cls.__dict__:
             return  # a class between Probe and the probes states its facts later
         check_facts(cls, "Probe", ("summary", "source"))
@@ -134,6 +136,14 @@ class Probe(Measure):
         samples adds up to theirs, so it can be resampled and paired.
         """
         raise PluginError(f"Probe {self.name!r} must define `evaluate`.")
+
+    def judge(self, features: Array, samples: SampleSet, folds: Folds) -> tuple[Array, Array | None]:
+        """What `evaluate` gives, and what another draw of training images would do to it.
+
+        The second is (n,): what the error of all samples would change by if the probe were trained without this one, to
+        first order. Intervals then hold the spread from refitting; with None they hold that of the judged images alone.
+        """
+        return self.evaluate(features, samples, folds), None
 
     def columns(self, values: Array) -> npt.NDArray[np.float64]:
         """Counts (n, cells, k, k) as margins (n, cells, 3 k): all that a figure reads of them."""

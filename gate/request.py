@@ -183,6 +183,11 @@ class Response:
     def with_(self, **changes: Any) -> Response:
         return dataclasses.replace(self, **changes)
 
+    def copy(self) -> Response:
+        """The same values in memory of its own."""
+        features = {layer: value.clone() for layer, value in self.features.items()}
+        return Response(self.prediction.clone(), self.x0.clone(), features)
+
 
 def mean_response(responses: Sequence[Response]) -> Response:
     """Mean of predictions, x0_hat and features; one response is returned as it is."""

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +98,12 @@ class SampleSet(Sequence[Sample]):
         return (
             bool(self.mask_classes) and bool(self.samples) and all(s.mask is not None for s in self.samples)
         )
+
+    def without(self, *truth: Literal["label", "mask", "keypoints"]) -> SampleSet:
+        """The same samples without what is named, and without the path that may give it away."""
+        blank = {what: None for what in truth}
+        hidden = tuple(dataclasses.replace(s, source="", **blank) for s in self.samples)  # type: ignore[arg-type]
+        return dataclasses.replace(self, samples=hidden)
 
     def fingerprint(self) -> str:
         """Hash over ids, captions, labels and masks, in order: 16 hexadecimal digits."""

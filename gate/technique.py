@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     CallNext = Callable[[Request], Response]
 
-Need = Literal["weights", "captions", "labels", "class-names", "training"]
+Need = Literal["weights", "captions", "labels", "masks", "class-names", "training"]
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,15 @@ class Cost:
 class Technique:
     """A generation technique. Subclass it as a dataclass; override what it does.
 
-    Facts: `name` as on the command line; `summary`, one line; `source`, the paper; `needs`; `families` of backbone it
+    Facts: `name` as on the command line; `summary`, one line; `source`, the paper; `needs`, of which "labels" and
+    "masks" are shown to none that does not name them, and whoever is shown them cannot win; `families` of backbone it
     serves, or traits of them ("text": any that takes prompts; "unconditional"); `leak`, why its image or latent carries
-    the input's own pixels ("" = it does not); `negative_control`, whether it is there to lose; `replaces_latent`,
-    whether it starts from another latent (two such do not compose); `seedless`, whether the noise seed plays no part,
-    so that one seed is measured for all of them; `neutral`, settings under which it equals vanilla bit for bit (None =
-    it has none); `variants`, further names with their settings; `aliases`, old names and what each is called now;
-    `compositions`, names with `+` that belong to `all`; `listed`, whether it is in `all` itself.
+    the input's own pixels ("" = it does not); `negative_control`, whether it is there to lose; `control_of`, the
+    technique that such a control must lose to ("" = vanilla); `replaces_latent`, whether it starts from another latent
+    (two such do not compose); `seedless`, whether the noise seed plays no part, so that one seed is measured for all of
+    them; `neutral`, settings under which it equals vanilla bit for bit (None = it has none); `variants`, further names
+    with their settings; `aliases`, old names and what each is called now; `compositions`, names with `+` that belong to
+    `all`; `listed`, whether it is in `all` itself.
     """
 
     name: ClassVar[str] = ""
@@ -62,6 +64,7 @@ class Technique:
     families: ClassVar[frozenset[str]] = frozenset({"unet"})
     leak: ClassVar[str] = ""
     negative_control: ClassVar[bool] = False
+    control_of: ClassVar[str] = ""
     replaces_latent: ClassVar[bool] = False
     seedless: ClassVar[bool] = False
     neutral: ClassVar[Mapping[str, Any] | None] = None
@@ -74,6 +77,19 @@ class Technique:
     def attaches(self) -> bool:
         """Whether it may change the backbone for a while: it has an `attach` of its own."""
         return type(self).attach is not Technique.attach
+
+    @property
+    def truth(self) -> tuple[Literal["labels", "masks"], ...]:
+        """What it is given of that which probes judge by."""
+        known: tuple[Literal["labels", "masks"], ...] = ("labels", "masks")
+        return tuple(what for what in known if what in self.needs)
+
+    def visible(self, samples: SampleSet) -> SampleSet:
+        """The samples as this technique may see them: images and captions, and truth only where it names it."""
+        hidden: set[Literal["label", "mask", "keypoints"]] = {"label", "mask", "keypoints"}
+        hidden -= {"label"} if "labels" in self.needs else set()
+        hidden -= {"mask"} if "masks" in self.needs else set()
+        return samples.without(*sorted(hidden))
 
     @property
     def cost(self) -> Cost:
@@ -100,6 +116,8 @@ class Technique:
             )
         if "labels" in self.needs and not samples.has_labels:
             raise UnsuitableError(f"{self.name} needs labels.", "Sort the images into a folder per class.")
+        if "masks" in self.needs and not samples.has_masks:
+            raise UnsuitableError(f"{self.name} needs masks.", "Add NAME.mask.png beside each image.")
         if "class-names" in self.needs and len(samples.classes) < 2:
             raise UnsuitableError(
                 f"{self.name} chooses among class names.",

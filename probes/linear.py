@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from gate.measure import confusion_slope
 from gate.probe import Folds, Probe, classify
-from gate.ridge import balanced_ridge
+from gate.ridge import Ridge, balanced_ridge, blurred
 from gate.sample import SampleSet
 
 Array = npt.NDArray[Any]
@@ -32,9 +33,28 @@ class Linear(Probe):
         self.alpha = alpha
 
     def evaluate(self, features: Array, samples: SampleSet, folds: Folds) -> npt.NDArray[np.int64]:
+        return self._fitted(features, samples, folds)[0]
+
+    def judge(self, features: Array, samples: SampleSet, folds: Folds) -> tuple[Array, Array]:
+        counts, fits = self._fitted(features, samples, folds)
+        slopes = confusion_slope(counts.sum(axis=0), "balanced-accuracy")
+        truth, change = counts.sum(axis=2).argmax(axis=1), np.zeros(len(counts))
+        for (train, test), (fit, rows, labels, judged) in zip(folds, fits, strict=True):
+            response = (judged @ fit.weights + fit.bias).T[None]  # (1, k', m)
+            blur = blurred(response, slopes[truth[test]][:, fit.present].T[None])[0]
+            change[train] += fit.influence(rows, labels, judged.T @ blur.T, blur.sum(axis=1))
+        return counts, change
+
+    def _fitted(
+        self, features: Array, samples: SampleSet, folds: Folds
+    ) -> tuple[npt.NDArray[np.int64], list[tuple[Ridge, Array, Array, Array]]]:
+        """Counts, and of each fold the ridge with its rows, their labels, and the rows judged."""
+        fits = []
+
         def predict(train: Array, labels: Array, test: Array) -> Array:
-            weights, bias, present = balanced_ridge(train, labels, self.alpha)
-            guess: Array = present[(test @ weights + bias).argmax(axis=1)]
+            fit = balanced_ridge(train, labels, self.alpha)
+            fits.append((fit, train, labels, test))
+            guess: Array = fit.present[(test @ fit.weights + fit.bias).argmax(axis=1)]
             return guess
 
-        return classify(features, samples, folds, predict)
+        return classify(features, samples, folds, predict), fits

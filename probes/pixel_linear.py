@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gate.measure import confusion_slope
 from gate.probe import Folds, Probe, chunks, grid_mask, map_counts, require_truth
-from gate.ridge import balanced_ridge
+from gate.ridge import Ridge, balanced_ridge, blurred
 from gate.sample import SampleSet
 
 Array = npt.NDArray[Any]
@@ -37,28 +40,52 @@ class PixelLinear(Probe):
         self._known: tuple[SampleSet, tuple[int, int], Array, list[Array]] | None = None
 
     def evaluate(self, features: Array, samples: SampleSet, folds: Folds) -> npt.NDArray[np.int64]:
+        return self._fitted(features, samples, folds)[0]
+
+    def judge(self, features: Array, samples: SampleSet, folds: Folds) -> tuple[Array, Array]:
+        counts, fits = self._fitted(features, samples, folds)
+        truth, _ = self._truth(samples, features.shape[2:], counts.shape[1])
+        slopes = confusion_slope(counts.sum(axis=0), "miou")
+        change = np.zeros(len(features))
+        for fit in fits:
+            present = fit.ridge.present
+            slope, total = np.zeros((features.shape[1], len(present))), np.zeros(len(present))
+            for tested, flat in _held_out(features, fit.test):
+                known = truth[tested]
+                each = slopes[np.maximum(known, 0)][..., present] * (known >= 0)[..., None]  # (m, h w, k')
+                blur = blurred(fit.responses(flat), each.swapaxes(1, 2))
+                slope += np.einsum("mck->ck", np.matmul(flat, blur.swapaxes(1, 2)))
+                total += blur.sum(axis=(0, 2))
+            slope = (slope - np.outer(fit.mean, total)) / fit.std[
+                :, None
+            ]  # by the weights of standardised columns
+            left_out = fit.ridge.influence((fit.rows - fit.mean) / fit.std, fit.y, slope, total)
+            change += np.bincount(fit.owner, left_out, minlength=len(features))
+        return counts, change
+
+    def _fitted(
+        self, features: Array, samples: SampleSet, folds: Folds
+    ) -> tuple[npt.NDArray[np.int64], list[Fit]]:
+        """Counts, and the fit of each fold that had anything to learn from."""
         k = require_truth(samples, features, folds, "masks")
-        n, c, h, w = features.shape
+        _, c, h, w = features.shape
         truth, chosen = self._truth(samples, (h, w), k)
         rows = [
             feature.reshape(c, h * w)[:, at].T
             for part, maps in chunks(features)
             for feature, at in zip(maps, chosen[part], strict=True)
         ]
-        predicted = np.zeros_like(truth)
+        predicted, fits = np.zeros_like(truth), []
         for train, test in folds:
             y = np.concatenate([truth[i][chosen[i]] for i in train])
             if len(y) == 0:
                 continue  # nothing labelled to learn from: class 0 everywhere
-            weights, bias, present = fit_ridge(np.concatenate([rows[i] for i in train]), y, self.alpha)
-            held_out = np.zeros(n, dtype=np.bool_)
-            held_out[test] = True
-            for part, maps in chunks(features):
-                tested = np.arange(n)[part][held_out[part]]
-                flat = maps[held_out[part]].reshape(len(tested), c, h * w)
-                response = np.matmul(weights, flat) + bias[:, None]  # (m, k', h w)
-                predicted[tested] = present[response.argmax(axis=1)]
-        return map_counts(truth, predicted, k)
+            owner = np.repeat(train, [len(chosen[i]) for i in train])
+            fit = fit_ridge(np.concatenate([rows[i] for i in train]), y, self.alpha, owner, test)
+            fits.append(fit)
+            for tested, flat in _held_out(features, test):
+                predicted[tested] = fit.ridge.present[fit.responses(flat).argmax(axis=1)]
+        return map_counts(truth, predicted, k), fits
 
     def _truth(self, samples: SampleSet, grid: tuple[int, int], k: int) -> tuple[Array, list[Array]]:
         """Classes of all positions, (n, h w), and the training positions of each sample: one set for all techniques."""
@@ -83,14 +110,35 @@ class PixelLinear(Probe):
         return np.sort(shuffled[np.argsort(turn, kind="stable")[: self.positions]])
 
 
-def fit_ridge(rows: Array, y: Array, alpha: float) -> tuple[Array, Array, Array]:
-    """Ridge onto one-hot targets with balanced classes and standardised columns, folded into one affine map.
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """The ridge of one fold: its rows (m, c), their classes y and samples `owner` (m,), and who is tested."""
 
-    rows: (m, c) float32; y: (m,) int. Returns weights (k', c) and bias (k',) float32 for raw rows, and the k'
-    classes that occur (k',).
-    """
+    ridge: Ridge
+    mean: Array
+    std: Array
+    rows: Array
+    y: Array
+    owner: Array
+    test: Array
+
+    def responses(self, flat: Array) -> Array:
+        """(m, c, positions) -> (m, k', positions), standardising and ridge in one affine map."""
+        folded = self.ridge.weights.T / self.std
+        return np.asarray(np.matmul(folded, flat) + (self.ridge.bias - folded @ self.mean)[:, None])
+
+
+def fit_ridge(rows: Array, y: Array, alpha: float, owner: Array, test: Array) -> Fit:
+    """Ridge onto one-hot targets with balanced classes and standardised columns. rows: (m, c) float32; y: (m,) int."""
     mean, std = rows.mean(axis=0), rows.std(axis=0)
     std[std == 0] = 1
-    weights, bias, present = balanced_ridge((rows - mean) / std, y, alpha)
-    folded = weights.T / std
-    return folded, bias - folded @ mean, present
+    return Fit(balanced_ridge((rows - mean) / std, y, alpha), mean, std, rows, y, owner, test)
+
+
+def _held_out(features: Array, test: Array) -> Iterator[tuple[Array, Array]]:
+    """Which samples, and their maps (m, c, h w), a chunk at a time."""
+    held_out = np.zeros(len(features), dtype=np.bool_)
+    held_out[test] = True
+    for part, maps in chunks(features):
+        tested = np.flatnonzero(held_out[part]) + part.start
+        yield tested, maps[held_out[part]].reshape(len(tested), features.shape[1], -1)

@@ -61,7 +61,7 @@ class Caption(Prompt):
         if self._captioner is None:
             self._captioner = load_vision(
                 self._model(backbone),
-                "AutoModelForImageTextToText",
+                "image-to-text",
                 "captioner",
                 device=backbone.device,
                 words=True,

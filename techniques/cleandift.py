@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gate.adapters.formats import CLEANDIFT_FILE
-from gate.adapters.networks import companion, cross_width, local_file
+from gate.adapters.networks import companion, cross_width, load_tensors, local_file
 from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError
 from gate.technique import Technique
 
@@ -62,10 +62,8 @@ class CleanDift(Technique):
     def _load(self, backbone: Backbone) -> dict[str, Tensor]:
         """{"unet.path": tensor} of the whole denoiser."""
         if self._state is None:
-            from safetensors.torch import load_file
-
             file = local_file(*self._where(backbone), "CleanDIFT denoiser")
-            found, own = load_file(file), backbone.denoiser.state_dict()
+            found, own = load_tensors(file), backbone.denoiser.state_dict()
             wrong = [k for k, v in own.items() if k not in found or found[k].shape != v.shape]
             if wrong or len(found) != len(own):
                 raise ConfigurationError(

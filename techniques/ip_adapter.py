@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gate.adapters.formats import IMAGE_ENCODER, IP_ADAPTER_FILE, PUBLIC_IP_ADAPTERS
-from gate.adapters.networks import companion, cross_width, local_file
+from gate.adapters.networks import companion, cross_width, load_tensors, local_file
 from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError
 from gate.technique import Technique
 
@@ -58,14 +58,13 @@ class IpAdapter(Technique):
 
     def _load(self, backbone: Backbone) -> None:
         import torch
-        from safetensors.torch import load_file
 
         from gate.adapters.image_prompt import tailor
 
         source, name, folder = self._where(backbone)
         file = local_file(source, name, "IP-Adapter")
         state: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
-        for key, value in load_file(file).items():
+        for key, value in load_tensors(file).items():
             part, _, rest = key.partition(".")
             state.setdefault(part, {})[rest] = value.to(backbone.device, backbone.dtype)
         from gate.adapters.vision import load_image_encoder

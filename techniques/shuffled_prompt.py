@@ -29,6 +29,7 @@ class ShuffledPrompt(Prompt):
     summary = "Denoise under another sample's caption: a negative control."
     source = "ours"
     negative_control = True
+    control_of = "prompt"
     compositions = ()
 
     seed: int = 0

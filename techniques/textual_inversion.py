@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gate.adapters.formats import WORD_TEMPLATE, WORDS_FILE
-from gate.adapters.networks import companion, local_file
+from gate.adapters.networks import companion, load_tensors, local_file
 from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError
 from gate.technique import Technique
 
@@ -71,8 +71,6 @@ class TextualInversion(Technique):
     def _load(self, backbone: Backbone) -> dict[str, Tensor]:
         """{token: (d,) or (k, d)}, as diffusers' loader takes it."""
         if self._words is None:
-            from safetensors.torch import load_file
-
             source = self.weights or companion(
                 backbone,
                 "textual-inversion-sketches",
@@ -80,7 +78,7 @@ class TextualInversion(Technique):
                 "'textual-inversion[weights=WORD]'.",
             )
             file = local_file(source, self.weight_name or WORDS_FILE, "textual inversion")
-            found = load_file(file)
+            found = load_tensors(file)
             width = backbone.components["text_encoder"].get_input_embeddings().weight.shape[1]  # type: ignore[operator]
             if len(found) != 1 or next(iter(found.values())).shape[-1] != width:
                 shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in list(found.items())[:3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
@@ -153,6 +154,13 @@ def test_a_stranger_s_variant_is_found_among_all(add: Add) -> None:
     [
         ("mine", "raise SystemExit('no licence')", "SystemExit: no licence"),
         ("mine", "raise BaseException", "BaseException"),
+        ("mine", "raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("mine", "import sys; sys.exit(0)", "SystemExit: 0"),
+        ("mine", "    summary = None", "summary must be one line of text, got None"),
+        ("mine", "    leak = True", "leak must be a text"),
+        ("mine", "    needs = 7", "needs must be a set of names"),
+        ("mine", "    families = 'unet'", "families must be a set of names"),
+        ("mine", "    neutral = 7", "neutral must map settings"),
         ("mine", "    variants = 7", "variants must map names to settings"),
         ("mine", "    variants = {'mine-strong': 7}", "variants must map names to settings"),
         ("mine", "    variants = {7: {}}", "the name 7 is no text"),
@@ -169,6 +177,9 @@ def test_a_stranger_s_variant_is_found_among_all(add: Add) -> None:
         ("vanilla", "", "'vanilla' is reserved"),
         ("all", "", "'all' is reserved"),
         ("a,b", "", "'a,b' does not read"),
+        ("a+b", "", "'a+b' does not read"),
+        ("x-[bold red]", "", "'x-[bold red]' does not read"),
+        ("../x", "", "'../x' does not read"),
     ],
 )
 def test_what_is_broken_is_listed_in_a_sentence(add: Add, name: str, source: str, why: str) -> None:
@@ -217,9 +228,9 @@ def test_the_doctor_names_who_came_too_late(add: Add) -> None:
 
 
 def test_facts_that_raise_are_a_row_of_the_listing(add: Add) -> None:
-    add("aaa", "mine", "    needs = 7")
+    add("aaa", "mine", "    needs = property(lambda self: 1 / 0)")
     rows = {r["name"]: r for r in _techniques("tiny")[0]}
-    assert "TypeError" in rows["mine"]["error"] and "error" not in rows["prompt"]
+    assert "ZeroDivisionError" in rows["mine"]["error"] and "error" not in rows["prompt"]
 
 
 def test_a_stranger_that_names_our_own_class_is_late_too(add: Add) -> None:
@@ -231,3 +242,17 @@ def test_a_stranger_that_names_our_own_class_is_late_too(add: Add) -> None:
 def test_a_distribution_without_a_name_is_unknown(add: Add) -> None:
     add(None, "mine")
     assert plugins("technique")["mine"].distribution == "unknown" and not broken()
+
+
+def test_a_real_ctrl_c_while_a_plug_in_is_imported_is_the_user_s(add: Add) -> None:
+    add("aaa", "mine", "import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        plugins("technique")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_inside_a_composition_our_variant_stays_ours(add: Add) -> None:
+    add("aaa", "guidance-cfg", "    summary = 'A stranger.'")
+    made: Any = create_technique("prompt+guidance-cfg")
+    assert [type(part).__name__ for part in made.parts] == ["Prompt", "Guidance"]

@@ -106,6 +106,17 @@ class BreaksAtTheEnd(Scaled):
         return response.with_(prediction=response.prediction / 0)
 
 
+class HalvesTheFeatures(Scaled):
+    """Another shape than the backbone's, for what is measured: nothing can be compared with it."""
+
+    neutral = None
+
+    def denoise(self, request: Request, call_next: CallNext) -> Response:
+        response = super().denoise(request, call_next)
+        halved = {name: torch.nn.functional.avg_pool2d(f, 2) for name, f in response.features.items()}
+        return response.with_(features=halved)
+
+
 class ForgetsItsState(Scaled):
     shift = 0.0
 
@@ -152,6 +163,7 @@ BROKEN = {
     LooksAtTheOrder: "independent of batch size and order",
     IsNeverNeutral: "neutral settings are vanilla, bit for bit",
     BreaksAtTheEnd: "is finite",
+    HalvesTheFeatures: "features have the backbone's shapes",
     ForgetsItsState: "state survives a save and load",
     ServesAnything: "refuses a backbone it does not serve",
     TakesOnlyNoise: "takes clean and sampled requests",

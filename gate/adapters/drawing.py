@@ -103,7 +103,7 @@ def drawer(control: str, depth_model: str = DEPTH_MODEL) -> Callable[[Image], Im
     if control == "depth":
         from gate.adapters.vision import load_vision
 
-        return load_vision(depth_model, "AutoModelForDepthEstimation", "depth estimator").depth
+        return load_vision(depth_model, "depth", "depth estimator").depth
     if control not in CONTROLS:
         raise UsageError(f"Control {control!r} is not known; choose {', '.join(CONTROL_IMAGES)}.")
     return CONTROLS[control]

@@ -59,6 +59,7 @@ def lora_weights(backbone: Backbone, source: str, weight_name: str, scale: float
     file is no LoRA for this backbone.
     """
     from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
+    from safetensors import SafetensorError
 
     where, file = locate(source, weight_name)
     parts: dict[str, Any] = dict(backbone.components)
@@ -76,6 +77,12 @@ def lora_weights(backbone: Backbone, source: str, weight_name: str, scale: float
         raise MissingWeightsError(
             f"The LoRA {source!r} is not on this machine; fetch it with: hf download {source}"
         ) from error
+    except SafetensorError as error:
+        raise ConfigurationError(
+            f"{source!r} holds no safetensors, whatever its name says; pickled weights are never loaded."
+        ) from error
+    if metadata:  # peft imports the module that `megatron_core` names
+        metadata = {key: value for key, value in metadata.items() if "megatron" not in key}
     before = {name: parameter.detach().clone() for name, parameter in _parameters(backbone).items()}
     marks = {name: dict(vars(module)) for name, module in parts.items()}
     try:

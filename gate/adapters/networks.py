@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gate.errors import MissingWeightsError, UsageError
+from gate.errors import ConfigurationError, MissingWeightsError, UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gate.backbone import Backbone
 
 FOLDER = Path("companions")  # beside the embedded backbone's weights
@@ -75,6 +77,19 @@ def local_file(source: str, name: str, what: str) -> Path:
         return Path(hf_hub_download(source, name, local_files_only=True))
     except OSError as error:
         raise MissingWeightsError(missing) from error
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises ConfigurationError where it is something else under that name."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ConfigurationError(
+            f"{file} holds no safetensors, whatever its name says; pickled weights are never loaded."
+        ) from error
 
 
 def how_to_get(source: str, name: str = "") -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +13,8 @@ from numpy.typing import NDArray
 
 from gate.adapters.networks import how_to_get, local_folder
 from gate.backbones.hush import hushed
-from gate.errors import MissingWeightsError
+from gate.backbones.trusted import NEVER, own_code, refuse_extras
+from gate.errors import ConfigurationError, MissingWeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +23,11 @@ if TYPE_CHECKING:
 
 Image = NDArray[np.uint8]
 LONGEST_CAPTION = 40  # tokens
+# transformers' own lists of classes, by the type that a config names: closed, where its Auto classes are open to code
+KINDS: Mapping[str, str] = {
+    "image-to-text": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "depth": "MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES",
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class VisionModel:
 
 def load_vision(
     source: str,
-    auto: str,
+    kind: str,
     what: str,
     *,
     device: Any = "cpu",
@@ -74,21 +82,28 @@ def load_vision(
     processor: Callable[[Any], Any] | None = None,
     words: bool = False,
 ) -> VisionModel:
-    """A model of transformers' class `auto` with its image processor (or what `processor` makes for the model), and
-    its tokenizer where it gives words.
+    """A model of transformers with its image processor (or what `processor` makes for the model), and its tokenizer
+    where it gives words. kind: one of KINDS, or the class itself.
 
-    Raises MissingWeightsError with the command that fetches it; nothing is ever downloaded here.
+    Raises MissingWeightsError with the command that fetches it; nothing is ever downloaded here. Raises
+    ConfigurationError where its own code would have to run.
     """
     import torch
     import transformers
 
-    local: dict[str, Any] = {"local_files_only": True, "subfolder": subfolder}
+    local: dict[str, Any] = {
+        "local_files_only": True,
+        "subfolder": subfolder,
+        "trust_remote_code": False,  # without it transformers asks on the terminal, and takes a "y"
+    }
+    where = f"{source}/{subfolder}".rstrip("/")
+    folder = ""
     try:
         # given a hub id, transformers asks the hub for adapters, whatever it is told
         folder = local_folder(source)
-        model = getattr(transformers, auto).from_pretrained(
-            folder, use_safetensors=True, dtype=dtype or torch.float32, **local
-        )
+        refuse_extras(where, Path(folder) / subfolder)
+        cls = getattr(transformers, _class_of(kind, where, what, Path(folder) / subfolder))
+        model = cls.from_pretrained(folder, use_safetensors=True, dtype=dtype or torch.float32, **local)
         model = model.to(device).eval().requires_grad_(False)
         with hushed():
             prepare = (
@@ -98,11 +113,30 @@ def load_vision(
             )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local) if words else None
     except (OSError, ValueError) as error:
-        where = f"{source}/{subfolder}".rstrip("/")
+        if folder and (code := own_code(Path(folder) / subfolder)):
+            raise ConfigurationError(
+                f"The {what} {where} does not load without its own code ({', '.join(code)}); {NEVER}."
+            ) from error
         raise MissingWeightsError(
             f"The {what} {where} is not on this machine; {how_to_get(source)}"
         ) from error
     return VisionModel(model, prepare, tokenizer)
+
+
+def _class_of(kind: str, where: str, what: str, folder: Path) -> str:
+    """The class of transformers for what config.json calls `model_type`; `kind` itself where it is a class."""
+    if kind not in KINDS:
+        return kind
+    from transformers.models.auto import modeling_auto
+
+    known: Mapping[str, str] = getattr(modeling_auto, KINDS[kind])
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model_type = str(config.get("model_type")) if isinstance(config, dict) else ""
+    if model_type not in known:
+        raise ConfigurationError(
+            f"The {what} {where} is of the type {model_type!r}, which is no {kind} model of transformers; {NEVER}."
+        )
+    return known[model_type]
 
 
 def clip_processor(model: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from gate.backbones.hub import pipeline_folder, read_index, variant_of
+from gate.backbones.families import families
+from gate.backbones.hub import PICKLES, pipeline_folder, read_index, variant_of
 from gate.backbones.index import part_names, part_of
+from gate.backbones.trusted import refuse_extras, trusted_class
 from gate.errors import ConfigurationError, MissingWeightsError, UsageError
 
 
@@ -27,17 +29,13 @@ def load_parts(
     try:
         for part in names:
             where = folder / part
+            cls: Any = _class_of(name, part, index)
+            refuse_extras(name, where)
             if part == "scheduler":
                 parts[part] = json.loads((where / "scheduler_config.json").read_text(encoding="utf-8"))
                 continue
-            library, named = part_of(index, part)
-            if part.startswith("tokenizer") and named.endswith(
-                "Processor"
-            ):  # of its parts, only the words are read
-                library, named = "transformers", "AutoTokenizer"
-            cls: Any = part_class(name, library, named)
             if not issubclass(cls, nn.Module):
-                parts[part] = cls.from_pretrained(where, local_files_only=True)
+                parts[part] = cls.from_pretrained(where, local_files_only=True, trust_remote_code=False)
                 continue
             kind = (
                 "torch_dtype" if hasattr(cls, "load_config") else "dtype"
@@ -45,6 +43,8 @@ def load_parts(
             options: dict[str, Any] = {kind: vae_dtype(where, dtype) if part in ("vae", "vqvae") else dtype}
             if variant_of(where):
                 options["variant"] = variant_of(where)
+            if kind == "dtype":
+                options["trust_remote_code"] = False
             parts[part] = cls.from_pretrained(where, use_safetensors=True, local_files_only=True, **options)
     except ImportError as error:
         first = next(line for line in str(error).splitlines() if line.strip())
@@ -55,22 +55,11 @@ def load_parts(
     return parts
 
 
-def part_class(name: str, library: str, cls: str) -> type[Any]:
-    """A part's class, of transformers, diffusers or one of diffusers' pipelines; never of the repository itself."""
-    import diffusers
-
-    if library in ("diffusers", "transformers"):
-        module: Any = importlib.import_module(library)
-    else:
-        module = getattr(diffusers.pipelines, library, None)
-    found = getattr(module, cls, None) if module is not None else None
-    if found is None:
-        raise ConfigurationError(
-            f"{name} needs {library}.{cls}, which is not in diffusers {diffusers.__version__} or transformers; "
-            "upgrade them. Code that comes with a model is never run."
-        )
-    made: type[Any] = found
-    return made
+def _class_of(name: str, part: str, index: Mapping[str, Any]) -> type[Any]:
+    """A part's class, which must be one of the closed list or of a family's own."""
+    every = families()
+    own = frozenset(f"diffusers.{denoiser}" for family in every for denoiser in family.denoisers)
+    return trusted_class(name, part, *part_of(index, part), own.union(*(family.parts for family in every)))
 
 
 def vae_dtype(folder: Path, dtype: torch.dtype) -> torch.dtype:
@@ -93,11 +82,21 @@ def load_single_file(
     folder = pipeline_folder(follows or _inferred(name, file), revision)
     index = read_index(follows or name, folder)
     pipeline: Any = getattr(diffusers, str(index.get("_class_name")), None)
-    if not hasattr(pipeline, "from_single_file"):
+    if not (inspect.isclass(pipeline) and issubclass(pipeline, diffusers.DiffusionPipeline)) or not hasattr(
+        pipeline, "from_single_file"
+    ):
         raise ConfigurationError(
             f"{index.get('_class_name')} cannot be read from a single file; give its folder."
         )
     names = part_names(index)
+    for part in names:
+        _class_of(name, part, index)
+        refuse_extras(name, folder / part)
+        found = {file.suffix for file in (folder / part).glob("*")}
+        if found.intersection(PICKLES) and ".safetensors" not in found:
+            raise ConfigurationError(
+                f"The {part} of {folder} is pickled, and pickles are never loaded; convert it first."
+            )
     idle = {key: None for key, entry in index.items() if isinstance(entry, list) and key not in names}
     try:
         made = pipeline.from_single_file(

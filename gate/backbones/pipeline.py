@@ -36,12 +36,14 @@ CALIBRATION = 50  # the timestep at which massive channels are looked for
 class PipelineBackbone(Codec, Backbone):
     """A pipeline in diffusers' format. A family says what is its own: `serves`, `describe` and `call`.
 
-    Facts: `denoisers`, diffusers' classes that it calls; `half`, what `--dtype auto` is on a GPU; `patch`, how many
+    Facts: `denoisers`, diffusers' classes that it calls; `parts`, further classes that it takes besides those of
+    gate/backbones/trusted.py, as "transformers.Class"; `half`, what `--dtype auto` is on a GPU; `patch`, how many
     latent positions a side become one token (None: the config's patch_size); `packed`, whether the family does that
     itself; `default_side`, of the latent, where a denoiser's config names no size: 1024 px.
     """
 
     denoisers: ClassVar[frozenset[str]] = frozenset()
+    parts: ClassVar[frozenset[str]] = frozenset()
     half: ClassVar[torch.dtype] = torch.bfloat16
     patch: ClassVar[int | None] = None
     packed: ClassVar[bool] = False
@@ -250,8 +252,9 @@ class PipelineBackbone(Codec, Backbone):
         active = chosen or Technique()
         wanted = resolve_layers(layers, self.layer_paths)
         self.calibrate(wanted)
-        active.check(self, samples)
-        active.fit(self, samples)
+        visible = active.visible(samples)
+        active.check(self, visible)
+        active.fit(self, visible)
         parts: dict[str, list[Tensor]] = {layer: [] for layer in wanted}
         plan = Plan(self, active, samples, (timestep,), (seed,), wanted, batch_size)
         with contextlib.closing(stream(plan)) as passes:

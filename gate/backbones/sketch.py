@@ -42,9 +42,11 @@ def _sketch(
     """The denoiser on the meta device, its forward as the family calls it, and the latent's side."""
     import diffusers
 
-    cls: Any = getattr(diffusers, class_name, None)
+    cls: Any = getattr(diffusers, class_name, None) if class_name in family.denoisers else None
     if cls is None:
-        raise ConfigurationError(f"diffusers {diffusers.__version__} has no {class_name}; upgrade it.")
+        raise ConfigurationError(
+            f"The {family.family} family does not call {class_name}, or diffusers {diffusers.__version__} has none yet."
+        )
     with hushed():  # a config may be older or newer than this diffusers
         denoiser = cls.from_config({k: v for k, v in config.items() if not k.startswith("_")}).eval()
     made: Any = object.__new__(family)

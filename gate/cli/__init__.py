@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -11,7 +13,7 @@ from gate.cli.check import check
 from gate.cli.describe import describe
 from gate.cli.doctor import doctor
 from gate.cli.download import download
-from gate.cli.failures import guarded
+from gate.cli.failures import end_as_interrupted, explain, guarded, say
 from gate.cli.fit import fit
 from gate.cli.list import list_
 from gate.cli.plot import plot
@@ -19,6 +21,7 @@ from gate.cli.rank import rank
 from gate.cli.resume import resume
 from gate.cli.schema import schema
 from gate.cli.screen import screen
+from gate.cli.verify import verify
 
 __all__ = ["app", "main"]
 
@@ -55,6 +58,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "screen": screen,
     "resume": resume,
     "rank": rank,
+    "verify": verify,
     "plot": plot,
     "list": list_,
     "describe": describe,
@@ -66,8 +70,9 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
 }
 _SHORT = {
     "screen": "Rank techniques: the main job.",
-    "resume": "Finish an interrupted screening.",
+    "resume": "Finish an interrupted screening; make what a run lacks.",
     "rank": "Print the ranking of a run again.",
+    "verify": "Check a run's files, and measure a tenth of it again.",
     "plot": "Draw the figures of a run.",
     "list": "List techniques, probes, metrics, layers, backbones, data.",
     "describe": "Show all about a technique, probe or metric.",
@@ -83,4 +88,13 @@ for _name, _command in _COMMANDS.items():
 
 def main() -> None:
     """Run the command line; exits with the code that the outcome deserves."""
-    app(prog_name="gate")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    end_as_interrupted()
+    try:
+        app(prog_name="gate")
+    except OSError as error:  # of what is printed before a command runs, as --help
+        message, code = explain(error)
+        say(message)
+        sys.exit(code)

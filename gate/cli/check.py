@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gate.cli.apart import apart
 from gate.cli.output import DebugOption, Format, FormatOption, echo_rows
 
 if TYPE_CHECKING:
@@ -24,19 +25,25 @@ def check(
     debug: DebugOption = False,
 ) -> None:
     """Test a technique, metric or probe against its contract; exit with 3 where it breaks it."""
-    from gate.errors import ConfigurationError
+    from gate.errors import ConfigurationError, PluginError
 
-    report = _report(plugin)
-    rows = [{"name": f.invariant, "ok": f.ok, "detail": f.detail} for f in report.findings]
+    def ended(fate: str) -> PluginError:
+        return PluginError(f"{plugin} {fate} while it was checked, so nothing is known of it.")
+
+    def work() -> dict[str, Any]:
+        report = _report(plugin)
+        return {"subject": str(report.subject), "findings": report.findings}
+
+    found = apart(work, ended, debug=debug)
+    rows = [dict(zip(("name", "ok", "detail"), finding, strict=True)) for finding in found["findings"]]
     columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "invariant": lambda r: r["name"],
         "result": lambda r: "ok" if r["ok"] else "FAILED",
         "detail": lambda r: r["detail"],
     }
     echo_rows(rows, columns, format)
-    if not report.ok:
-        broken = "; ".join(f.invariant for f in report.failures)
-        raise ConfigurationError(f"{report.subject} breaks the contract: {broken}.")
+    if broken := "; ".join(r["name"] for r in rows if not r["ok"]):
+        raise ConfigurationError(f"{found['subject']} breaks the contract: {broken}.")
 
 
 def _report(name: str) -> CheckReport:

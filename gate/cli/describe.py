@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gate.cli.output import DebugOption, Format, FormatOption, terminal, to_json
+from gate.names import harmless
 
 if TYPE_CHECKING:
     from gate.registry import PluginKind
@@ -103,6 +104,7 @@ def _technique(name: str) -> dict[str, Any] | None:
         "families": sorted(made.families),
         "cost": {"calls": made.cost.total, "per_image": made.cost.per_image, "per_pass": made.cost.per_pass},
         "negative_control": made.negative_control,
+        "control_of": made.control_of,
         "leak": made.leak,
         "replaces_latent": made.replaces_latent,
         "settings": made.settings,
@@ -148,11 +150,12 @@ def _doc(cls: type[Any]) -> str:
 
 
 def _show(facts: dict[str, Any], format: Format) -> None:
-    rows = [(k.replace("_", " "), text) for k, v in facts.items() if (text := _text(k, v))]
+    texts = ((k, "\n".join(map(harmless, _text(k, v).split("\n")))) for k, v in facts.items())
+    rows = [(k.replace("_", " "), text) for k, text in texts if text]
     if format is Format.md:
         from gate.report.table import markdown
 
-        typer.echo(markdown(("fact", facts["name"]), [(k, t.replace("\n", " ")) for k, t in rows]))
+        typer.echo(markdown(("fact", harmless(facts["name"])), [(k, t.replace("\n", " ")) for k, t in rows]))
         return
     from rich.table import Table
     from rich.text import Text

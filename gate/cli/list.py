@@ -81,9 +81,7 @@ def _techniques(backbone: str) -> tuple[Rows, Columns]:
         try:
             made = create_technique(name)
             rows.append({**_described(made), "in_all": name in in_all, "distribution": plugin.distribution})
-        except (
-            Exception
-        ) as error:  # a stranger's constructor or facts may raise anything: shown beside the others
+        except (Exception, SystemExit) as error:  # a stranger's constructor or facts: shown beside the others
             rows.append(_broken(plugin, name, f"{type(error).__name__}: {error}"))
     rows += [_broken(p, p.name, p.error) for p in (*held.values(), *refused("technique")) if p.cls is None]
     return rows, {

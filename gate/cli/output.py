@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from gate.names import HOSTILE, harmless
+
 
 class Format(str, Enum):
     """How a table is printed on stdout."""
@@ -32,8 +34,12 @@ def flag(help: str, default: str, metavar: str) -> Any:
 
 
 def to_json(value: Any) -> str:
-    """JSON text; NaN and infinity become null, sets become sorted lists, the rest of the world its text."""
-    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    """JSON text; NaN and infinity become null, sets become sorted lists, the rest of the world its text.
+
+    What a terminal would obey is escaped, so that it reads back as it was.
+    """
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    return "\n".join(HOSTILE.sub(lambda c: f"\\u{ord(c[0]):04x}", line) for line in text.split("\n"))
 
 
 def _plain(value: Any) -> Any:
@@ -55,8 +61,14 @@ def terminal() -> Any:
 
     from rich.console import Console
 
+    class Raising(Console):
+        """Rich's own leaves the program where a pipe is closed."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 80
-    return Console(width=width, highlight=False, soft_wrap=False)
+    return Raising(width=width, highlight=False, soft_wrap=False)
 
 
 def echo_rows(
@@ -68,7 +80,7 @@ def echo_rows(
     if format is Format.json:
         typer.echo(to_json(list(rows)))
         return
-    cells = [[cell(row) for cell in columns.values()] for row in rows]
+    cells = [[harmless(cell(row)) for cell in columns.values()] for row in rows]
     if format is Format.csv:
         from gate.report.table import comma_separated
 

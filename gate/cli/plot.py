@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from gate.cli.output import DebugOption
+from gate.names import harmless
 
 
 def plot(
@@ -22,7 +23,11 @@ def plot(
     from gate.runs.directory import open_run
 
     opened = open_run(run)
+    from gate.cli.rank import UNSEALED
     from gate.report.figures import draw_all
+
+    if not opened.sealed:
+        typer.echo(UNSEALED.format(run=harmless(str(run))), err=True)
 
     folder = output or opened.path / "figures"
     try:
@@ -33,4 +38,4 @@ def plot(
             f"{folder} cannot be written ({reason}); choose another --output."
         ) from error
     for file in files:
-        typer.echo(str(file))
+        typer.echo(harmless(str(file)))

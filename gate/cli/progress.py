@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from gate.names import harmless
+
 Progress = Callable[[str, int, int], None]
 Log = Callable[[str], None]
 REFRESH_SECONDS = 0.1
@@ -49,13 +51,13 @@ def _bar() -> Iterator[tuple[Progress, Log]]:
 
         def progress(technique: str, done: int, total: int) -> None:
             nonlocal shown
-            bar.update(task, description=technique, completed=done, total=total)
+            bar.update(task, description=harmless(technique), completed=done, total=total)
             if done == total or time.monotonic() - shown > REFRESH_SECONDS:
                 bar.refresh()
                 shown = time.monotonic()
 
         def log(text: str) -> None:
-            console.print(text, markup=False)
+            console.print(harmless(text), markup=False)
 
         yield progress, log
 
@@ -78,7 +80,8 @@ class _Lines:
             self.log(f"[{100 * done // max(total, 1):3d} %] {technique}{self._left(done, total)}")
 
     def log(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        with contextlib.suppress(OSError):  # nobody reads any more: no reason to end a screening
+            print(harmless(text), file=self.stream, flush=True)
 
     def _left(self, done: int, total: int) -> str:
         spent, made = time.perf_counter() - self.began, done - self.before

@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gate.cli.output import DebugOption, Format, FormatOption, terminal, to_json
+from gate.names import harmless
 
 if TYPE_CHECKING:
     from gate.runs.schema import Results
+
+
+UNSEALED = "{run} carries no checksums (an older gate made it), so it is read as it stands."
 
 
 def rank(
@@ -22,21 +26,26 @@ def rank(
     from gate.runs.directory import open_run
 
     opened = open_run(run)
+    if not opened.sealed:
+        typer.echo(UNSEALED.format(run=harmless(str(run))), err=True)
     print_results(opened.results, opened.path, format)
 
 
 def print_results(results: Results, path: Path, format: Format) -> None:
     """The ranking on stdout. CSV holds the ranking alone, so what else there is to say goes to stderr."""
-    from gate.report import table
+    from gate.report import table, words
+    from gate.report.shown import shown
 
     if format is Format.json:
         typer.echo(to_json({**results.model_dump(mode="json"), "run": str(path)}))
-    elif format is Format.csv:
+        return
+    results, place = shown(results), harmless(str(path))
+    if format is Format.csv:
         typer.echo(table.ranking_csv(results))
-        for line in (*table.closing(results), f"Run: {path}"):
+        for line in (*results.verdict, *words.closing(results), f"Run: {place}"):
             typer.echo(line, err=True)
     elif format is Format.md:
-        typer.echo(f"{table.ranking_markdown(results)}\n\nRun: {path}")
+        typer.echo(f"{table.ranking_markdown(results)}\n\nRun: {place}")
     else:
         table.print_ranking(results, terminal())
-        typer.echo(f"Run: {path}  (figures: {path / 'figures'})")
+        typer.echo(f"Run: {place}  (figures: {harmless(str(path / 'figures'))})")

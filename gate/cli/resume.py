@@ -1,4 +1,4 @@
-"""`gate resume RUN`: finish an interrupted screening."""
+"""`gate resume RUN`: finish an interrupted screening, and make what a finished run lacks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ def resume(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Finish an interrupted screening; what was finished is not measured again."""
+    """Make what a run lacks; what was finished is not measured again.
+
+    That is: techniques of an interrupted screening, results.json where it was lost or edited, figures.
+    """
     from gate import screening
     from gate.cli.progress import reporting
-    from gate.cli.screen import finish
+    from gate.cli.screen import finish, printing_what_is_complete
 
-    with reporting(quiet=quiet) as (progress, log):
+    with reporting(quiet=quiet) as (progress, log), printing_what_is_complete(format):
         done = screening.resume(run, progress=progress, log=log)
     finish(done, format)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gate.cli.failures import hush
 from gate.cli.output import DebugOption, Format, QuietOption, flag
+from gate.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from gate.screening import Screening
@@ -58,6 +63,12 @@ def screen(
     workers: Annotated[
         str | None, flag("Processes; auto is one per core where that pays.", "auto", "N")
     ] = None,
+    technique_timeout: Annotated[
+        float | None,
+        flag(
+            "Seconds after which a technique is stopped.", "20 times what it should take, 600 at least", "S"
+        ),
+    ] = None,
     output: Annotated[str | None, flag("A new run directory.", "runs/DATE-TIME", "RUN")] = None,
     config: Annotated[
         Path | None, typer.Option(help="A YAML file of settings; flags override it.", metavar="FILE")
@@ -85,7 +96,7 @@ def screen(
 
         print_plan(settings, shown)
         return
-    with reporting(quiet=quiet) as (progress, log):
+    with reporting(quiet=quiet) as (progress, log), printing_what_is_complete(shown):
         done = run_screening(settings, progress=progress, log=log)
     finish(done, shown)
 
@@ -115,10 +126,31 @@ def _switch(read: dict[str, Any], name: str) -> bool:
     return value
 
 
+@contextlib.contextmanager
+def printing_what_is_complete(format: Format) -> Iterator[None]:
+    """Where only the figures were interrupted, the ranking is printed all the same."""
+    from gate.cli.rank import print_results
+    from gate.screening import Interrupted
+
+    try:
+        yield
+    except Interrupted as stop:
+        if stop.screening is not None:
+            print_results(stop.screening.results, stop.run, format)
+        raise
+
+
 def finish(done: Screening, format: Format) -> None:
-    """Print the ranking; exit with 7 where a technique failed."""
+    """Print the ranking; exit with 7 where a technique failed. A stdout that is full loses nothing but the printing."""
     from gate.cli.rank import print_results
 
-    print_results(done.results, done.path, format)
+    try:
+        print_results(done.results, done.path, format)
+    except OSError as error:
+        hush(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            raise ConfigurationError(
+                f"stdout cannot be written ({error.strerror}); the run is complete: gate rank {done.path}"
+            ) from error
     if done.exit_code:
         raise typer.Exit(done.exit_code)

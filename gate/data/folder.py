@@ -201,12 +201,9 @@ def _mask_classes(samples: list[Sample], masks_at: Path | None) -> tuple[str, ..
             f"The masks in {str(masks_at)!r} hold 0 and 255 only, and 255 is unlabelled; write objects as 1."
         )
     listed = masks_at / "classes.txt"
-    if not listed.is_file():
+    if not listed.exists():
         return tuple(str(value) for value in range(top + 1))
-    try:
-        lines = listed.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{str(listed)!r} cannot be read as UTF-8 text ({error}).") from error
+    lines = sidecars.read_text(listed, repr(str(listed)), sidecars.CAPTION_BYTES).splitlines()
     names = tuple(line.strip() for line in lines if line.strip())
     if len(names) <= top:
         raise ConfigurationError(

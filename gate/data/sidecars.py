@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import os
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -17,6 +19,8 @@ from pathlib import Path, PurePosixPath
 
 from gate.data.images import EXTENSIONS
 from gate.errors import ConfigurationError, UsageError
+
+CAPTION_BYTES, TABLE_BYTES = 1 << 20, 256 << 20  # more is no caption, and no table of a folder
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def find_captions(listing: Listing, table: str | os.PathLike[str] | None) -> dic
     """
     own = listing.folder / "captions.csv"
     found: dict[str, str | Path] = {}
-    if table is not None or own.is_file():
+    if table is not None or own.exists():
         rows = read_table(Path(table) if table is not None else own, "caption", listing)
         found.update({key: " ".join(text.split()) for key, text in rows.items()})
     if table is None:
@@ -120,12 +124,28 @@ def read_caption(source: str | Path) -> str | None:
     """A caption, or the text of its file with white space made single. None when it is blank."""
     if isinstance(source, str):
         return source or None
+    return " ".join(read_text(source, f"The caption file {source.name}", CAPTION_BYTES).split()) or None
+
+
+def read_text(path: Path, what: str, limit: int) -> str:
+    """A small UTF-8 file. what: the file, for the message.
+
+    Raises ConfigurationError where it is no regular file (a pipe or a device may never end), has more than `limit`
+    bytes, or is no text.
+    """
     try:
-        return " ".join(source.read_text(encoding="utf-8-sig").split()) or None
+        number = os.open(
+            path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+        )  # a pipe that nobody writes would wait
+        with open(number, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(number).st_mode):
+                raise ConfigurationError(f"{what} is a pipe or a device; save it as a file first.")
+            data = stream.read(limit + 1)  # some files of /proc have no size and no end
+        if len(data) > limit:
+            raise ConfigurationError(f"{what} has more than {limit:,} bytes; shorten it, or take it away.")
+        return data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(
-            f"The caption file {source.name} cannot be read as UTF-8 text ({error})."
-        ) from error
+        raise ConfigurationError(f"{what} cannot be read as UTF-8 text ({error}).") from error
 
 
 def find_labels(listing: Listing, table: str | os.PathLike[str] | None) -> dict[str, str]:
@@ -135,7 +155,7 @@ def find_labels(listing: Listing, table: str | os.PathLike[str] | None) -> dict[
     subfolders, where every image lies in one and there are two or more.
     """
     own = listing.folder / "labels.csv"
-    if table is not None or own.is_file():
+    if table is not None or own.exists():
         rows = read_table(Path(table) if table is not None else own, "label", listing)
         return {key: label for key, label in rows.items() if label}
     folders = {key: PurePosixPath(key).parts[0] for key in listing.images if "/" in key}
@@ -202,7 +222,7 @@ def match_stems(
 
 def read_table(path: Path, column: str, listing: Listing) -> dict[str, str]:
     """key -> value of a csv with the columns file,COLUMN; file: a path inside the folder, or a bare name."""
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise UsageError(
             f"There is no file {str(path)!r}; it should be a csv with the columns file,{column}."
         )
@@ -250,8 +270,9 @@ def _key(file: str, listing: Listing) -> str:
 def _rows(path: Path, column: str) -> list[tuple[int, str, str]]:
     """(line, file, value) of every row, stripped."""
     rows = []
+    text = read_text(path, path.name, TABLE_BYTES)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with io.StringIO(text, newline="") as stream:
             reader = csv.DictReader(stream, skipinitialspace=True)
             header = [name.strip().lower() for name in reader.fieldnames or ()]
             missing = [name for name in ("file", column) if name not in header]
@@ -269,6 +290,6 @@ def _rows(path: Path, column: str) -> list[tuple[int, str, str]]:
                         "put text that holds a comma in double quotes."
                     )
                 rows.append((reader.line_num, row["file"].strip(), row[column].strip()))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise ConfigurationError(f"{path.name} cannot be read as a UTF-8 csv ({error}).") from error
     return rows

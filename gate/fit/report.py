@@ -15,7 +15,7 @@ from gate.adapters.formats import OVER_FITTED
 from gate.errors import UsageError
 from gate.measure import share_removed
 from gate.names import parse_name
-from gate.ranking.statistics import Interval, paired_bca
+from gate.ranking.statistics import Interval, paired_interval
 from gate.runs.directory import write_json
 from gate.version import __version__
 
@@ -70,8 +70,8 @@ def write_report(
 def _gain(course: Course, step: int, seed: int) -> Interval:
     """Share of the plain backbone's held-out loss that is gone, paired over the held-out images."""
     before, after = (np.array(course.held_out[k])[:, None] for k in (0, step))
-    return paired_bca(
-        lambda i: share_removed(after[i].mean(axis=-2), before[i].mean(axis=-2)), len(before), seed=seed
+    return paired_interval(
+        lambda counts: share_removed(counts @ after, counts @ before), len(before), seed=seed
     )
 
 

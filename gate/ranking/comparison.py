@@ -7,7 +7,7 @@ Shift metrics and probes are the same thing here: per-sample columns, and the er
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,13 +16,7 @@ import numpy as np
 from gate.errors import IncomparableError, NonFiniteError, UsageError
 from gate.measure import Measure, share_removed
 from gate.ranking.entry import Evidence, Weights
-from gate.ranking.statistics import (
-    Bools,
-    Floats,
-    Indices,
-    multiplicities,
-    symmetric_share,
-)
+from gate.ranking.statistics import Floats
 
 _BATCH_ELEMENTS = 2**22  # 32 MiB of float64 per temporary
 
@@ -73,6 +67,12 @@ class Comparison:
         self.uninformative = tuple(m for m in self.measures if not _has_error(m, self.vanilla[m]))
         self.coefficients = self._coefficients(weights, score_metrics, score_probes)
         self.techniques = {name: self._columns(name, vanilla, techniques[name]) for name in self.names}
+        self.refits = {
+            (name, m): np.asarray(evidence.refits[m.name], dtype=np.float64)
+            for name, evidence in ((None, vanilla), *techniques.items())
+            for m in self.measures
+            if m.kind == "probe" and evidence.refits and m.name in evidence.refits
+        }
         self.undefined = {
             (name, m)
             for name, columns in self.techniques.items()
@@ -122,15 +122,17 @@ class Comparison:
         """Pairs of techniques whose score difference is a quantity, after all blocks."""
         return list(itertools.combinations(range(len(self.names)), 2))
 
-    def quantities(self, idx: Indices) -> Floats:
-        """Every reported quantity of each resample. idx: (..., r) -> (techniques * block + pairs, ...)."""
-        counts = multiplicities(idx, self.n)
-        errors = {m: m.measure.errors(columns, counts) for m, columns in self.vanilla.items()}
-        out = np.full((len(self.names) * self.block + len(self.pairs), *idx.shape[:-1]), np.nan)
+    def quantities(self, counts: Floats) -> Floats:
+        """Every reported quantity of each resample. counts: (..., n), how often each sample occurs.
+
+        Returns (techniques * block + pairs, ...).
+        """
+        errors = {m: self._errors(None, m, self.vanilla[m], counts) for m in self.measures}
+        out = np.full((len(self.names) * self.block + len(self.pairs), *counts.shape[:-1]), np.nan)
         for i, name in enumerate(self.names):
             shares = {
-                m: share_removed(m.measure.errors(c, counts), errors[m])
-                for m, c in self.techniques[name].items()
+                m: share_removed(self._errors(name, m, columns, counts), errors[m])
+                for m, columns in self.techniques[name].items()
             }
             rows = out[i * self.block : (i + 1) * self.block]
             rows[0] = self._score(shares)
@@ -146,47 +148,19 @@ class Comparison:
             out[row] = scores[i] - scores[j]
         return out
 
-    def swapped(self, name: str) -> Callable[[Bools], Floats]:
-        """The score on symmetric shares, after technique and vanilla traded places on the swapped samples."""
-        columns = self.techniques[name]
-        sides = {m: _Sides(m.measure, columns[m], self.vanilla[m]) for m in self.coefficients}
+    def _errors(self, name: str | None, measure: Quantity, columns: Floats, counts: Floats) -> Floats:
+        """Errors of each resample, (..., cells). None is vanilla's name.
 
-        def statistic(swapped: Bools) -> Floats:
-            moves = swapped.astype(np.float64)
-            return self._score({m: symmetric_share(*both.errors(moves)) for m, both in sides.items()})
-
-        return statistic
+        A probe is not trained again on each resample: that a training sample counts otherwise than once moves its error
+        in proportion (the infinitesimal jackknife; Giordano et al. 2019 approximate refits so).
+        """
+        errors = measure.measure.errors(columns, counts)
+        refit = self.refits.get((name, measure))
+        return errors if refit is None else np.maximum(errors + (1 - counts) @ refit, 0)
 
     def _score(self, shares: Mapping[Quantity, Floats]) -> Floats:
         terms = [coefficient * shares[m] for m, coefficient in self.coefficients.items()]
         return np.asarray(np.sum(terms, axis=0), dtype=np.float64)
-
-
-class _Sides:
-    """A technique and vanilla, (n, cells, m) each, that trade places on some samples."""
-
-    def __init__(self, measure: Measure, technique: Floats, vanilla: Floats) -> None:
-        self.measure, self.shape = measure, vanilla.shape
-        if measure.is_additive:
-            sides = technique.reshape(len(technique), -1), vanilla.reshape(len(vanilla), -1)
-            self.sums = [side.sum(axis=0) for side in sides]
-            self.difference = sides[1] - sides[0]
-        else:
-            self.both = np.concatenate([technique, vanilla])
-
-    def errors(self, moves: Floats) -> tuple[Floats, Floats]:
-        """The technique's and vanilla's, (..., cells) each. moves: (..., n), 1 where a sample is swapped."""
-        if not self.measure.is_additive:
-            rows = [[1 - moves, moves], [moves, 1 - moves]]  # how often each row of both counts on this side
-            one, other = (self.measure.errors(self.both, np.concatenate(side, axis=-1)) for side in rows)
-            return one, other
-        n, cells, _ = self.shape
-        moved = moves @ self.difference  # equal sides stay equal to the last bit
-        one, other = (
-            self.measure.error_of_sums(sums.reshape(*moves.shape[:-1], cells, -1), np.array(n))
-            for sums in (self.sums[0] + moved, self.sums[1] - moved)
-        )
-        return one, other
 
 
 def _measures(vanilla: Evidence, known: Mapping[str, Measure]) -> list[Quantity]:

@@ -22,10 +22,12 @@ class Evidence:
     metrics without layers; averaged over noise seeds, but for statistics of the set, where each seed is a cell.
     counts: probe -> (n, cells, ...), what it gave for each sample (confusion counts (n, cells, k, k), units are images
     or pixels), summed over noise seeds. What was not measured is absent.
+    refits: probe -> (n, cells), what the error would change by if the probe were trained without this sample.
     """
 
     shifts: Mapping[str, Floats]
     counts: Mapping[str, Floats] | None = None
+    refits: Mapping[str, Floats] | None = None
 
     def get(self, kind: Literal["shift", "probe"], name: str) -> Floats | None:
         """The array of one metric or probe; None when not measured."""
@@ -51,8 +53,13 @@ class Weights:
 class Entry:
     """One technique's place. All intervals are shares of vanilla's error removed, higher is better.
 
-    rank: 1 is best, shared by `tied_with`. p_holm: two-sided, against vanilla, adjusted over all techniques.
-    verdict: "better" or "worse" than vanilla when p_holm is significant and the score's interval excludes 0.
+    rank: the place of the score as it is printed; equal prints share it. What cannot be told apart is another matter:
+    tied_with names all those that this one cannot be told from, corrected over all pairs, and `letters` says the same
+    in short: two techniques share a letter exactly where neither can be told from the other.
+    p: two-sided, against vanilla; at most 1 - confidence just where the score's interval excludes 0. p_holm: the same
+    test, adjusted over all techniques. verdict: "better" or "worse" than vanilla where p_holm is at most
+    1 - confidence. So an interval that excludes 0 without a verdict has p <= 0.05 < p_holm: among so many techniques
+    one such is to be expected by chance.
     mean_suppression, mean_error_removed: the two terms of the score; None where the score does not use them.
     """
 
@@ -66,11 +73,18 @@ class Entry:
     mean_error_removed: Interval | None
     suppression: Mapping[str, Interval] = field(default_factory=dict)
     probes: Mapping[str, Interval] = field(default_factory=dict)
+    p: float = math.nan
+    letters: str = ""
+
+    @property
+    def loses_probe(self) -> bool:
+        """Whether the probe gain's interval lies wholly below 0: such a technique is no winner."""
+        return self.mean_error_removed is not None and self.mean_error_removed.high < 0
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Techniques, best first, and what the score was made of.
+    """Techniques by score, best first, and what the score was made of.
 
     score_metrics, score_probes: those that the score really used (measured, and with an error to remove).
     n: samples. confidence: of every interval; 1 - confidence is the level of p_holm. notes: plain sentences.

@@ -1,4 +1,4 @@
-"""From raw numbers per sample to a ranking: GATE score, paired intervals, Holm's p, ties, winners, notes.
+"""From raw numbers per sample to a ranking: GATE score, paired intervals, Holm's p, what ties, winners, notes.
 
 Everything is in one unit, the share of vanilla's error that is gone: 1 - error_T / error_vanilla, in
 (-inf, 1]. Vanilla is exactly 0, 1 is an exact match, and a negative share is an error added.
@@ -6,7 +6,9 @@ Everything is in one unit, the share of vanilla's error that is gone: 1 - error_
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -15,7 +17,7 @@ from gate.measure import Measure
 from gate.ranking.comparison import Comparison
 from gate.ranking.entry import Basis, Entry, Evidence, Ranking, Verdict, Weights
 from gate.ranking.notes import basis_notes, disagreements, scale_notes
-from gate.ranking.statistics import Floats, Interval, group_ranks, holm, paired_bca_each, swap_p, tie_groups
+from gate.ranking.statistics import Studentised, holm, letters, places, studentise
 
 EVEN = Weights()
 
@@ -46,25 +48,21 @@ def rank(
     infinity; a technique with such numbers gets a NaN score and the last rank.
     """
     comparison = Comparison(vanilla, techniques, measures, weights, score_metrics, score_probes)
-    intervals = paired_bca_each(
-        comparison.quantities,
-        comparison.n,
-        resamples=resamples,
-        confidence=confidence,
-        seed=seed,
-        batch=comparison.batch,
+    resamples = max(
+        resamples, 100 * len(comparison.names)
+    )  # the smallest p must survive Holm over all of them
+    found = studentise(
+        comparison.quantities, comparison.n, resamples=resamples, seed=seed, batch=comparison.batch
     )
-    names = comparison.names
-    permutations = max(resamples, 100 * len(names))  # the smallest p must survive Holm over all techniques
-    p = [swap_p(comparison.swapped(i), comparison.n, permutations=permutations, seed=seed) for i in names]
-    entries = _entries(comparison, intervals, holm(p), alpha=1 - confidence)
+    entries = _entries(comparison, found, confidence)
     kinds: tuple[Literal["shift", "probe"], ...] = ("shift", "probe")
     metrics, probes = (tuple(m.name for m in comparison.coefficients if m.kind == kind) for kind in kinds)
     basis: Basis = "shift only" if not probes else "shift and probes" if metrics else "probes only"
-    uninformative = [m.name for m in comparison.uninformative]
-    suspects = [name for name in scale_sensitive if name in vanilla.shifts]
+    uninformative = [m.name for m in comparison.uninformative if m.name in (*score_metrics, *score_probes)]
+    suspects = [name for name in scale_sensitive if name in metrics]
     scale = {name: ratio for name, ratio in (feature_scale or {}).items() if name in techniques}
-    notes = basis_notes(basis, uninformative, entries) + scale_notes(suspects, scale) + disagreements(entries)
+    notes = basis_notes(basis, uninformative, entries) + scale_notes(suspects, scale)
+    notes += disagreements(entries, (*metrics, *probes))
     return Ranking(entries, basis, weights, metrics, probes, comparison.n, confidence, tuple(notes))
 
 
@@ -74,40 +72,56 @@ def winners(ranking: Ranking, top: int = 3, *, controls: Collection[str] = ()) -
     return tuple(better[:top])
 
 
-def _entries(
-    comparison: Comparison, intervals: Sequence[Interval], p: Floats, *, alpha: float
-) -> tuple[Entry, ...]:
-    names, block = comparison.names, comparison.block
-    blocks = [intervals[i * block : (i + 1) * block] for i in range(len(names))]
+def _entries(comparison: Comparison, found: Studentised, confidence: float) -> tuple[Entry, ...]:
+    names, block, alpha = comparison.names, comparison.block, 1 - confidence
+    first_pair = len(names) * block
+    intervals = [
+        replace(i, high=min(i.high, 1.0)) for i in found.intervals(confidence)
+    ]  # no share is above 1
+    blocks = [intervals[i : i + block] for i in range(0, first_pair, block)]
+    p = found.p[:first_pair:block]
+    adjusted = holm(p)
+    numbers = [i for i in range(len(names)) if not math.isnan(blocks[i][0].value)]
+    order = sorted(
+        range(len(names)), key=lambda i: (-blocks[i][0].value if i in numbers else math.inf, names[i])
+    )
     differ = np.zeros((len(names), len(names)), dtype=np.bool_)
-    for (i, j), difference in zip(comparison.pairs, intervals[len(names) * block :], strict=True):
-        differ[i, j] = differ[j, i] = difference.excludes(0.0)
-    groups = tie_groups([rows[0].value for rows in blocks], differ)
+    for (i, j), told in zip(comparison.pairs, found.part(slice(first_pair, None)).differ(alpha), strict=True):
+        differ[i, j] = differ[j, i] = told
+    ranked = [i for i in order if i in numbers]
+    letter = dict(zip(ranked, letters(differ[np.ix_(ranked, ranked)]), strict=True))
+    rank_of = dict(zip(order, places([printed(blocks[i][0].value) for i in order]), strict=True))
+    kinds = {m.kind for m in comparison.coefficients}
     entries = []
-    for group, place in zip(groups, group_ranks(groups), strict=True):
-        for i in group:
-            score, shift, probe, *each = blocks[i]
-            measured = comparison.techniques[names[i]]
-            kinds = {m.kind for m in comparison.coefficients}
-            values = [(m, v) for m, v in zip(comparison.measures, each, strict=True) if m in measured]
-            entries.append(
-                Entry(
-                    name=names[i],
-                    rank=place,
-                    score=score,
-                    p_holm=float(p[i]),
-                    verdict=_verdict(score, float(p[i]), alpha),
-                    tied_with=tuple(names[j] for j in group if j != i),
-                    mean_suppression=shift if "shift" in kinds else None,
-                    mean_error_removed=probe if "probe" in kinds else None,
-                    suppression={m.name: v for m, v in values if m.kind == "shift"},
-                    probes={m.name: v for m, v in values if m.kind == "probe"},
-                )
+    for i in order:
+        score, shift, probe, *each = blocks[i]
+        measured = comparison.techniques[names[i]]
+        values = [(m, v) for m, v in zip(comparison.measures, each, strict=True) if m in measured]
+        entries.append(
+            Entry(
+                name=names[i],
+                rank=rank_of[i],
+                score=score,
+                p=float(p[i]),
+                p_holm=float(adjusted[i]),
+                verdict=_verdict(score.value, float(adjusted[i]), alpha),
+                tied_with=tuple(names[j] for j in ranked if i in numbers and j != i and not differ[i, j]),
+                letters=letter.get(i, ""),
+                mean_suppression=shift if "shift" in kinds else None,
+                mean_error_removed=probe if "probe" in kinds else None,
+                suppression={m.name: v for m, v in values if m.kind == "shift"},
+                probes={m.name: v for m, v in values if m.kind == "probe"},
             )
+        )
     return tuple(entries)
 
 
-def _verdict(score: Interval, p_holm: float, alpha: float) -> Verdict:
-    if not (p_holm <= alpha and score.excludes(0.0)):
+def printed(share: float) -> float:
+    """A share as tables print it, in per cent: one decimal, none from 100 on."""
+    return share if math.isnan(share) else round(100 * share, 1 if abs(share) < 1 else None)
+
+
+def _verdict(score: float, p_holm: float, alpha: float) -> Verdict:
+    if not p_holm <= alpha:
         return "none"
-    return "better" if score.value > 0 else "worse"
+    return "better" if score > 0 else "worse"

@@ -1,14 +1,16 @@
-"""Paired statistics over samples: symmetric shares, BCa intervals, swap tests, Holm, ties, opposed orders.
+"""Paired statistics over samples: studentised intervals and their p, Holm, ties, letters, opposed orders.
 
-Every function takes a statistic of *sample indices* (or of a per-sample swap), never the data itself: one
-index array serves the technique and vanilla, so each comparison is paired by construction, and one seed gives
-every technique the same resamples.
+Every function takes a statistic of *how often each sample counts*, never the data itself: one set of counts serves
+the technique and vanilla, so each comparison is paired by construction, and one seed gives every technique the same
+resamples. One distribution, of |t*|, answers everything: its quantile is the interval, its tail is p, and its maximum
+over pairs says which techniques differ. So an interval, a star and a tie cannot contradict each other.
 """
 
 from __future__ import annotations
 
 import itertools
-import warnings
+import math
+import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,10 +19,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 Floats = NDArray[np.float64]
-Indices = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Statistic = Callable[[Floats], Floats]
 
-_BATCH_ELEMENTS = 2**22  # 32 MiB of int64 per batch of resamples
+_BATCH_ELEMENTS = 2**22  # 32 MiB of float64 per batch of resamples
 _CONSTANT = 1e-12  # a bootstrap distribution narrower than this, relative to its value, is one point
 
 
@@ -28,8 +30,8 @@ _CONSTANT = 1e-12  # a bootstrap distribution narrower than this, relative to it
 class Interval:
     """A figure with its confidence interval, in the figure's own unit.
 
-    n: samples that it was computed from. low and high are NaN where no interval exists (n < 2, a NaN, or a
-    statistic for which BCa is undefined), and equal to value where the statistic does not vary at all.
+    n: samples that it was computed from. low and high are NaN where no interval exists (n < 2, a NaN, or resamples of
+    which too many do not vary), and equal to value where the statistic does not vary at all.
     """
 
     value: float
@@ -42,128 +44,138 @@ class Interval:
         return point < self.low or point > self.high
 
 
-def symmetric_share(error: Floats, vanilla: Floats) -> Floats:
-    """Mean over cells of (vanilla - error) / (vanilla + error), in [-1, 1]; 0 where both are 0.
+@dataclass(frozen=True, eq=False)
+class Studentised:
+    """m statistics and their studentised resamples.
 
-    Grows with `share_removed` in each cell and changes sign when the two trade places, as a swap test needs.
-    error, vanilla: (..., cells) >= 0. Returns (...,).
+    value, error: (m,), the figure and its jackknife standard error. resampled: (m, r), |t*| of each resample, infinite
+    where a resample does not vary. n: samples.
     """
-    total = vanilla + error
+
+    value: Floats
+    error: Floats
+    resampled: Floats
+    n: int
+
+    @property
+    def t(self) -> Floats:
+        """(m,), |value| in standard errors; 0 where neither is there, NaN without a number."""
+        with np.errstate(all="ignore"):
+            t = np.abs(self.value) / self.error
+        return np.where((self.value == 0) & (self.error == 0), 0.0, t)
+
+    @property
+    def p(self) -> Floats:
+        """(m,), two-sided p of the value 0: (1 + #{|t*| >= |t|}) / (r + 1), at most alpha just where the interval of
+        confidence 1 - alpha excludes 0. NaN without a number."""
+        t = self.t[:, None] * (1 - 1e-9)  # a resample equal to the data must count, whatever the rounding
+        p = (1 + np.count_nonzero(self.resampled >= t, axis=1)) / (self.resampled.shape[1] + 1)
+        return np.where(np.isnan(self.t), np.nan, p)
+
+    def part(self, rows: slice) -> Studentised:
+        """Some of the statistics."""
+        return Studentised(self.value[rows], self.error[rows], self.resampled[rows], self.n)
+
+    def intervals(self, confidence: float = 0.95) -> tuple[Interval, ...]:
+        """value +- q error, q the quantile of |t*|; m of them, in order."""
+        with np.errstate(all="ignore"):
+            half = critical(self.resampled, 1 - confidence) * self.error
+        half = np.where(np.isfinite(half), half, np.where(self.error == 0, 0.0, np.nan))
+        bounds = zip(self.value, self.value - half, self.value + half, strict=True)
+        return tuple(Interval(float(v), float(low), float(high), self.n) for v, low, high in bounds)
+
+    def differ(self, alpha: float = 0.05) -> Bools:
+        """(m,), which of these differences are not 0: the chance that any of them is one too many is at most alpha.
+
+        The step-down maximum of Romano & Wolf (2005): the largest |t| is held against the largest |t*| of all, and,
+        where some are told apart, the others again against the largest of those left.
+        """
+        t, left = self.t, ~np.isnan(self.t)
+        told = np.zeros(len(t), dtype=np.bool_)
+        while left.any():
+            more = left & (t > critical(self.resampled[left].max(axis=0, keepdims=True), alpha)[0])
+            if not more.any():
+                break
+            told, left = told | more, left & ~more
+        return told
+
+
+def critical(resampled: Floats, alpha: float) -> Floats:
+    """The |t| beyond which p <= alpha. resampled: (m, r). Returns (m,); infinite where r is too small for alpha."""
+    r = resampled.shape[1]
+    allowed = math.floor(alpha * (r + 1) * (1 + 1e-9)) - 1  # resamples that may be as extreme
+    if not 0 <= allowed < r:
+        return np.full(len(resampled), np.inf)
+    return np.asarray(np.partition(resampled, r - 1 - allowed, axis=1)[:, r - 1 - allowed])
+
+
+def resample_counts(n: int, resamples: int, seed: int) -> Floats:
+    """How often each of n samples occurs in each resample, (resamples, n); fewer are the first of more."""
+    drawn = (np.random.default_rng(seed).random((resamples, n)) * n).astype(np.int64)
+    offsets = np.arange(resamples)[:, None] * n
+    counts = np.bincount((drawn + offsets).ravel(), minlength=resamples * n)
+    return counts.reshape(resamples, n).astype(np.float64)
+
+
+def studentise(
+    statistic: Statistic, n: int, *, resamples: int = 2000, seed: int, batch: int | None = None
+) -> Studentised:
+    """Symmetric bootstrap-t (Hall 1988, Annals of Statistics 16:927) of m statistics on the same resamples.
+
+    statistic: maps counts (..., n), how often each sample occurs, to values (m, ...). batch: resamples per call of
+    `statistic`; bounds memory and changes no result. seed: the same seed and n give the same resamples.
+
+    A sample's influence is what leaving it out changes, n - 1 times (jackknife); the standard error of the data and of
+    each resample is that of the influences' mean (Efron & Tibshirani 1993, ch. 12). Percentiles of the statistic
+    itself, BCa's too, are narrow in small and skewed samples; docs/metrics.md says what covers how often.
+    It asks that the samples be independent draws: copies of one image make every interval too narrow.
+    """
     with np.errstate(all="ignore"):
-        shares = (vanilla - error) / np.where(total == 0, 1, total)
-    return np.asarray(shares.mean(axis=-1), dtype=np.float64)
-
-
-def multiplicities(idx: Indices, n: int) -> Floats:
-    """How often each sample occurs in each resample. idx: (..., r) in [0, n). Returns (..., n) float64.
-
-    `multiplicities(idx, n) @ x` is the sum of x over each resample, as one matrix product.
-    """
-    rows = idx.reshape(-1, idx.shape[-1])
-    offsets = np.arange(len(rows))[:, None] * n
-    counts = np.bincount((rows + offsets).ravel(), minlength=len(rows) * n)
-    return counts.reshape(*idx.shape[:-1], n).astype(np.float64)
-
-
-def paired_bca(
-    statistic: Callable[[Indices], Floats],
-    n: int,
-    *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int,
-) -> Interval:
-    """BCa bootstrap interval (Efron 1987) of one statistic of n samples.
-
-    statistic: maps indices (..., r) in [0, n) to values (...,); r is n for a resample, n - 1 for a jackknife.
-    seed: the same seed and n give the same resamples, whatever the statistic.
-    Bootstrap intervals are a little narrow in small samples: of 95 % intervals of a null effect, 88 % covered
-    it at n = 8, 90 % at 16, 92 % at 32 and 94 % at 64. So a verdict also asks the swap test, which is exact.
-    """
-    return paired_bca_each(
-        lambda idx: np.asarray(statistic(idx), dtype=np.float64)[None],
-        n,
-        resamples=resamples,
-        confidence=confidence,
-        seed=seed,
-    )[0]
-
-
-def paired_bca_each(
-    statistic: Callable[[Indices], Floats],
-    n: int,
-    *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int,
-    batch: int | None = None,
-) -> tuple[Interval, ...]:
-    """BCa intervals of m statistics on the same resamples.
-
-    statistic: maps indices (..., r) in [0, n) to values (m, ...).
-    batch: resamples per call of `statistic`; bounds memory and changes no result.
-    Returns m intervals, in order.
-    """
-    everyone = np.arange(n, dtype=np.int64)
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy warns of degenerate data; they get an explicit answer below
-        values = np.asarray(statistic(everyone), dtype=np.float64)
+        value = np.asarray(statistic(np.ones(n)), dtype=np.float64)
         if n < 2:
-            return tuple(Interval(float(v), np.nan, np.nan, n) for v in values)
-        result = stats.bootstrap(
-            (everyone,),
-            lambda idx, axis=-1: statistic(idx),
-            n_resamples=resamples,
-            batch=batch or max(1, _BATCH_ELEMENTS // n),
-            vectorized=True,
-            confidence_level=confidence,
-            method="BCa",
-            rng=np.random.default_rng(seed),
-        )
-    low, high = (np.array(bound, dtype=np.float64) for bound in result.confidence_interval)
-    spread = np.abs(result.bootstrap_distribution - values[:, None]).max(axis=-1)
-    constant = spread <= _CONSTANT * np.maximum(1.0, np.abs(values))
-    low[constant] = high[constant] = values[constant]
-    undefined = ~np.isfinite(values + low + high)
-    low[undefined] = high[undefined] = np.nan
-    return tuple(
-        Interval(float(v), float(lo), float(hi), n) for v, lo, hi in zip(values, low, high, strict=True)
-    )
+            nothing = np.full(len(value), np.nan)
+            return Studentised(value, nothing, np.full((len(value), resamples), np.inf), n)
+        size = batch or max(1, _BATCH_ELEMENTS // n)
+        starts = range(0, n, size)
+        left_out = [1 - np.eye(n)[i : i + size] for i in starts]
+        influence = (n - 1) * (value[:, None] - np.concatenate([statistic(c) for c in left_out], axis=-1))
+        influence -= influence.mean(axis=1, keepdims=True)
+        error = np.sqrt((influence**2).mean(axis=1) / (n - 1))
+        counts = resample_counts(n, resamples, seed)
+        resampled = np.empty((len(value), resamples))
+        spread = np.zeros(len(value))
+        for start in range(0, resamples, size):
+            part = slice(start, start + size)
+            move = np.asarray(statistic(counts[part])) - value[:, None]
+            mean, square = (influence**k @ counts[part].T / n for k in (1, 2))
+            own = np.sqrt(np.maximum(square - mean**2, 0) / (n - 1))
+            own[own <= 1e-6 * error[:, None]] = 0  # rounding: all samples of this resample have one influence
+            resampled[:, part] = np.abs(move) / own
+            spread = np.maximum(spread, np.abs(move).max(axis=1))
+    resampled[np.isnan(resampled)] = np.inf
+    constant = spread <= _CONSTANT * np.maximum(1.0, np.abs(value))
+    resampled[constant], error[constant] = 0.0, 0.0
+    error[~np.isfinite(value)] = np.nan
+    return Studentised(value, error, resampled, n)
 
 
-def swap_p(
-    statistic: Callable[[Bools], Floats],
-    n: int,
-    *,
-    permutations: int = 2000,
-    seed: int,
-) -> float:
-    """Two-sided p of a paired permutation test: technique and vanilla trade places, sample by sample.
+def paired_interval(
+    statistic: Statistic, n: int, *, resamples: int = 2000, confidence: float = 0.95, seed: int
+) -> Interval:
+    """The interval of one statistic, a function of counts (..., n) -> (...); see `studentise`."""
 
-    statistic: maps swapped (..., n) bool to values (...,); all False is the data as observed. It should
-    change sign when every sample is swapped, else |statistic| weighs the two directions unequally (valid,
-    but weaker).
-    Returns (1 + #{|permuted| >= |observed|}) / (permutations + 1), in (0, 1] (Phipson & Smyth 2010); NaN
-    where the observed statistic is not finite.
-    """
-    rng = np.random.default_rng(seed)
-    with np.errstate(all="ignore"):
-        observed = abs(float(statistic(np.zeros(n, dtype=np.bool_))))
-        if not np.isfinite(observed):
-            return float("nan")
-        threshold = observed * (1 - 1e-9)  # a permutation equal to the data must count, whatever the rounding
-        batch = max(1, _BATCH_ELEMENTS // max(n, 1))
-        count = 0
-        for start in range(0, permutations, batch):
-            swapped = rng.random((min(batch, permutations - start), n)) < 0.5
-            count += int(np.count_nonzero(np.abs(statistic(swapped)) >= threshold))
-    return (1 + count) / (permutations + 1)
+    def one(counts: Floats) -> Floats:
+        return np.asarray(statistic(counts), dtype=np.float64)[None]
+
+    return studentise(one, n, resamples=resamples, seed=seed).intervals(confidence)[0]
 
 
 def holm(p: Sequence[float] | Floats) -> Floats:
     """Holm's step-down adjustment (Holm 1979): controls the family-wise error over all p.
 
-    p: (m,) in [0, 1]; a NaN stays NaN and is not counted as a test. Returns (m,) in [0, 1], in p's order.
+    It holds whatever the dependence between the tests, as long as each p is one: under its own null hypothesis at most
+    alpha with a chance of at most alpha. p: (m,) in [0, 1]; a NaN stays NaN and is not counted as a test.
+    Returns (m,) in [0, 1], in p's order.
     """
     raw = np.asarray(p, dtype=np.float64)
     adjusted = np.full(raw.shape, np.nan)
@@ -174,31 +186,33 @@ def holm(p: Sequence[float] | Floats) -> Floats:
     return adjusted
 
 
-def tie_groups(scores: Sequence[float] | Floats, differ: Bools) -> list[list[int]]:
-    """Groups of indices that share a rank, best group first, best member first.
+def letters(differ: Bools) -> list[str]:
+    """Compact letters: two share one exactly where they cannot be told apart (insert and absorb, Piepho 2004).
 
-    scores: (k,), higher is better. differ: (k, k), whether i and j can be told apart.
-    A group is its best member and everyone left who cannot be told from it; the best of the rest leads the
-    next.
-    A NaN score is told from everything, comes last, and stands alone.
+    differ: (k, k), symmetric. Returns k strings, "a" with the first; one that is told from all has a letter of its own.
     """
-    values = np.asarray(scores, dtype=np.float64)
-    left = [int(i) for i in np.argsort(-values, kind="stable")]  # argsort puts NaN last
-    groups = []
-    while left:
-        leader = left[0]
-        group = [leader]
-        if not np.isnan(values[leader]):
-            group += [j for j in left[1:] if not differ[leader, j] and not np.isnan(values[j])]
-        groups.append(group)
-        left = [j for j in left if j not in group]
-    return groups
+    groups = [frozenset(range(len(differ)))] if len(differ) else []
+    for i, j in zip(*np.nonzero(np.triu(differ, 1)), strict=True):
+        split = [g for g in groups if i in g and j in g]
+        groups = [g for g in groups if g not in split]
+        halves = sorted({g - {m} for g in split for m in (int(i), int(j))}, key=len, reverse=True)
+        for half in halves:
+            if not any(half <= g for g in groups):
+                groups.append(half)
+    groups.sort(key=sorted)
+    return ["".join(_letter(g) for g, group in enumerate(groups) if i in group) for i in range(len(differ))]
 
 
-def group_ranks(groups: Sequence[Sequence[int]]) -> list[int]:
-    """The rank of each group: 1 + the number of entries in the groups before it."""
-    sizes = [len(group) for group in groups]
-    return [1 + sum(sizes[:g]) for g in range(len(groups))]
+def _letter(i: int) -> str:
+    """a ... z, A ... Z, then a2 and so on."""
+    turn, at = divmod(i, len(string.ascii_letters))
+    return string.ascii_letters[at] + (str(turn + 1) if turn else "")
+
+
+def places(shown: Sequence[float]) -> list[int]:
+    """The position of each number among all, 1 the highest; equal numbers share theirs, NaN comes last."""
+    values = [-math.inf if math.isnan(v) else v for v in shown]
+    return [1 + sum(other > value for other in values) for value in values]
 
 
 def kendall(a: Sequence[float], b: Sequence[float]) -> float:

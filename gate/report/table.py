@@ -8,14 +8,28 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gate.report.words import (
+    CONTROL,
+    DEGENERATE,
+    LEAK,
+    SIGNIFICANT,
+    TRUTH,
+    closing,
+    legend,
+    level,
+    short,
+    title,
+)
+
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from gate.runs.schema import Part, Results, Skipped
+    from gate.runs.schema import Part, Results
 
     Row = Mapping[str, Any] | Part  # vanilla's zero line is made up here
 
-CONTROL, LEAK, SIGNIFICANT = "†", "‡", "*"
+VANILLA = "vanilla"
+LETTERS = 6  # columns for the letters of ties; more go to further lines
 WIDE = 118  # from here on, suppression and probe gain show their intervals too
 CSV_COLUMNS = (
     "rank",
@@ -24,6 +38,7 @@ CSV_COLUMNS = (
     "ci_low",
     "ci_high",
     "n",
+    "p",
     "p_holm",
     "verdict",
     "suppression",
@@ -37,7 +52,10 @@ CSV_COLUMNS = (
     "fit_seconds",
     "negative_control",
     "leak",
+    "degenerate",
+    "truth",
     "tied_with",
+    "letters",
 )
 
 
@@ -57,74 +75,17 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
 
 
 def place(row: Row) -> str:
-    """The rank, with `=` where it is shared."""
-    return f"{row['rank']}{'=' if row['tied_with'] else ''}"
+    """The rank; vanilla, which competes with nobody, has none. Runs without letters say `=` where it is shared."""
+    if row["rank"] is None:
+        return ""
+    return f"{row['rank']}{'=' if row['tied_with'] and not row['letters'] else ''}"
 
 
 def marked(row: Row) -> str:
-    """The name with the marks of a negative control and of a leak."""
-    marks = (CONTROL if row["negative_control"] else "") + (LEAK if row["leak"] else "")
+    """The name with the marks of what it is: a control, a leak, degenerate, given the truth."""
+    known = {"negative_control": CONTROL, "leak": LEAK, "degenerate": DEGENERATE, "truth": TRUTH}
+    marks = "".join(mark for what, mark in known.items() if row[what])
     return f"{row['name']} {marks}".rstrip()
-
-
-def title(results: Results) -> str:
-    """What was ranked, on what, with how many samples."""
-    config, data, rows = results.config, results.data, results.ranking
-    count = f"{len(rows)} technique{'s' if len(rows) != 1 else ''}"
-    timesteps = ", ".join(str(t) for t in results.axes.timestep)
-    return (
-        f"{count} on {config['backbone']}, n = {data.n} samples of {data.name}, "
-        f"t = {timesteps}, {_count(len(results.seeds), 'noise seed')}"
-    )
-
-
-def legend(results: Results) -> list[str]:
-    """How to read the table: unit, direction, interval, what the score is made of, the marks that occur."""
-    rows = results.ranking
-    level = _level(results)
-    lines = [
-        "Figures are the share of vanilla's error that is gone, in %: higher is better, vanilla = 0, "
-        f"[{level} % interval over {results.data.n} samples, paired with vanilla]. "
-        "Cost: denoiser calls and milliseconds per image, for one timestep and noise.",
-        _recipe(results),
-    ]
-    marks = []
-    if any(r["verdict"] != "none" for r in rows):
-        marks.append(f"{SIGNIFICANT} differs from vanilla (Holm-adjusted p < {1 - level / 100:.2f})")
-    if any(r["tied_with"] for r in rows):
-        marks.append("= tied: the order within a rank is chance")
-    if any(r["negative_control"] for r in rows):
-        marks.append(f"{CONTROL} negative control")
-    if any(r["leak"] for r in rows):
-        marks.append(f"{LEAK} leak: sees the input's own pixels, so shift flatters it")
-    return [*lines, "; ".join(marks) + "."] if marks else lines
-
-
-def closing(results: Results) -> list[str]:
-    """Notes, skipped techniques with their reasons, and the winners; a sentence each."""
-    lines = [f"Note: {note}" for note in results.notes]
-    lines += [skipped_line(s) for s in results.skipped]
-    files = results.data.skipped
-    if files:
-        from gate.sample import reasons  # numpy, which a list does without
-
-        lines.append(f"{_count(len(files), 'file')} left out: {reasons(files)}.")
-    return [*lines, winners_line(results)]
-
-
-def skipped_line(skipped: Skipped) -> str:
-    """One technique that was not ranked, why, and what to do."""
-    verb = "Failed" if skipped.failed else "Skipped"
-    reason, fix = skipped.reason.strip(), skipped.fix.strip()
-    stop = "" if reason.endswith((".", "!", "?")) else "."
-    return f"{verb} {skipped.name}: {reason}{stop} {fix}".rstrip()
-
-
-def winners_line(results: Results) -> str:
-    """The winners, or that there is none."""
-    if results.winners:
-        return f"Winners: {', '.join(results.winners)}"
-    return "Winners: none; no technique is better than vanilla beyond chance."
 
 
 def ranking_table(results: Results, *, width: int) -> Table:
@@ -135,11 +96,15 @@ def ranking_table(results: Results, *, width: int) -> Table:
 
     wide = width >= WIDE
     probes = any(r["probe_gain"] is not None for r in results.ranking)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    gap = 1 if wide else 0  # beside the one space that the box has
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap, 0, 0), show_edge=False)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("technique", overflow="fold", min_width=16)
     table.add_column("GATE %", justify="right", no_wrap=True)
-    table.add_column(f"{_level(results)} % interval", justify="right", no_wrap=True)
+    table.add_column(f"{level(results)} % interval", justify="right", no_wrap=True)
+    letters = any(r["letters"] for r in results.ranking)
+    if letters:
+        table.add_column("ties", max_width=LETTERS, overflow="fold")
     table.add_column("suppr." if not wide else "suppression %", justify="right", no_wrap=True)
     if probes:
         table.add_column("probe" if not wide else "probe gain %", justify="right", no_wrap=True)
@@ -147,7 +112,9 @@ def ranking_table(results: Results, *, width: int) -> Table:
     table.add_column("ms", justify="right", no_wrap=True)
     for row, style in _with_vanilla(results):
         value, _, bounds = _score_cell(row).partition(" ")
-        cells = [place(row) if row["rank"] else "", marked(row), value, bounds]
+        cells = [place(row), marked(row), value, bounds]
+        if letters:
+            cells.append(short(row["letters"]))
         cells.append(_part(row, "suppression", wide))
         if probes:
             cells.append(_part(row, "probe_gain", wide))
@@ -169,18 +136,26 @@ def print_ranking(results: Results, console: Any) -> None:
     """The same on a rich console, with colours where it has them."""
     from rich.text import Text
 
-    console.print(Text(title(results), style="bold"))
-    console.print()
-    console.print(ranking_table(results, width=console.width))
-    console.print()
-    lines = [(line, "dim") for line in legend(results)] + [(line, "") for line in closing(results)]
-    for text, style in lines:
-        if text.startswith("Winners: "):
-            console.print()
-            style = "bold"
+    def say(text: str, style: str = "") -> None:
         for line in Text(text, style=style).wrap(console, console.width):
             line.rstrip()
             console.print(line)
+
+    say(title(results), "bold")
+    console.print()
+    for text in results.verdict:
+        say(text, "bold")
+    if results.verdict:
+        console.print()
+    console.print(ranking_table(results, width=console.width))
+    console.print()
+    for text in legend(results):
+        say(text, "dim")
+    *rest, winners = closing(results)
+    for text in rest:
+        say(text)
+    console.print()
+    say(winners, "bold")
 
 
 def ranking_markdown(results: Results) -> str:
@@ -190,23 +165,34 @@ def ranking_markdown(results: Results) -> str:
             place(r),
             f"`{r['name']}`" + marked(r)[len(r["name"]) :],
             _score_cell(r),
+            short(r["letters"]),
             _part(r, "suppression", True),
             _part(r, "probe_gain", True),
             _cost(r["cost"]["calls"]),
             _cost(r["cost"]["ms_per_image"]),
         )
-        for r in results.ranking
+        for r, _ in _with_vanilla(results)
     ]
-    head = ("rank", "technique", "GATE score %", "suppression %", "probe gain %", "calls", "ms per image")
-    parts = [title(results), markdown(head, rows), *legend(results), *closing(results)]
+    head = (
+        "rank",
+        "technique",
+        "GATE score %",
+        "ties",
+        "suppression %",
+        "probe gain %",
+        "calls",
+        "ms per image",
+    )
+    parts = [title(results), *results.verdict, markdown(head, rows), *legend(results), *closing(results)]
     return "\n\n".join(parts)
 
 
 def ranking_csv(results: Results) -> str:
     """The ranking as CSV: fractions, not per cent; an empty cell where there is no number."""
     rows = []
-    for row in results.ranking:
-        flat = {**row.model_dump(), **row.cost.model_dump(), "tied_with": " ".join(row.tied_with)}
+    for row, _ in _with_vanilla(results):
+        plain = row if isinstance(row, Mapping) else row.model_dump()
+        flat = {**plain, **plain["cost"], "tied_with": " ".join(plain["tied_with"])}
         rows.append([flat[c] for c in CSV_COLUMNS])
     return comma_separated(CSV_COLUMNS, rows)
 
@@ -235,16 +221,26 @@ def _with_vanilla(results: Results) -> list[tuple[Row, str]]:
     """Rows with their colours, and vanilla's zero line where it belongs."""
     colours = {"better": "green", "worse": "red", "none": ""}
     rows = [(r, "dim" if r["negative_control"] else colours[r["verdict"]]) for r in results.ranking]
-    vanilla = {
-        "rank": None,
-        "name": "vanilla",
-        "score": 0.0,
-        "suppression": 0.0,
-        "probe_gain": 0.0,
-        "cost": {"calls": 1.0, "ms_per_image": results.vanilla.ms_per_image},
-        "negative_control": False,
-        "leak": "",
-    }
+    empty = dict.fromkeys(CSV_COLUMNS)
+    zero = {key: 0.0 for key in CSV_COLUMNS if key.startswith(("score", "ci_", "suppression", "probe_gain"))}
+    vanilla = (
+        empty
+        | zero
+        | {
+            "name": VANILLA,
+            "n": results.data.n,
+            "cost": {"calls": 1.0, "ms_per_image": results.vanilla.ms_per_image, "fit_seconds": 0.0},
+            "negative_control": False,
+            "leak": "",
+            "degenerate": "",
+            "truth": [],
+            "verdict": "none",
+            "tied_with": [],
+            "letters": "",
+        }
+    )
+    if not results.score.probes:
+        vanilla |= {key: None for key in CSV_COLUMNS if key.startswith("probe_gain")}
     at = next((i for i, (r, _) in enumerate(rows) if not (r["score"] or math.nan) >= 0), len(rows))
     return [*rows[:at], (vanilla, "bold"), *rows[at:]]
 
@@ -268,25 +264,3 @@ def _cost(value: float | None) -> str:
         return "-"
     digits = 0 if value == int(value) or value >= 100 else 1 if value >= 1 else 2
     return f"{value:.{digits}f}"
-
-
-def _level(results: Results) -> int:
-    return round(100 * results.score.confidence)
-
-
-def _recipe(results: Results) -> str:
-    score = results.score
-    metrics, probes = ", ".join(score.metrics), ", ".join(score.probes)
-    if not probes:
-        return f"GATE score = suppression, the mean over {metrics}; no probe counts (no labels or masks)."
-    if not metrics:
-        return f"GATE score = probe gain, the mean over {probes}."
-    w = score.weights
-    return (
-        f"GATE score = {w['suppression']:g} x suppression (mean over {metrics}) "
-        f"+ {w['probe']:g} x probe gain (mean over {probes})."
-    )
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"

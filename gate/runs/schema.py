@@ -7,12 +7,14 @@ not make an old run unreadable.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gate.errors import UsageError
+from gate.errors import DamagedError, UsageError
+from gate.runs.seal import SEAL, check_seal
 
 SCHEMA_VERSION = 2
 
@@ -51,7 +53,13 @@ class Cost(Part):
 
 
 class Row(Part):
-    """One technique of the ranking. None where a number could not be had."""
+    """One technique of the ranking. None where a number could not be had.
+
+    rank: by score. letters: two techniques share one exactly where they cannot be told apart, as in `tied_with`. p and
+    p_holm: one test, alone and adjusted over all techniques; `verdict` follows p_holm, the interval p. degenerate: what
+    its features lost of the image, "" where nothing; truth: what it is given of that which probes judge by; carried:
+    spread, breadth and image of its features over vanilla's (`gate.carried`), the least over timesteps.
+    """
 
     name: str
     summary: str
@@ -60,6 +68,7 @@ class Row(Part):
     ci_low: float | None
     ci_high: float | None
     n: int
+    p: float | None = None
     p_holm: float | None
     verdict: Literal["better", "worse", "none"]
     suppression: float | None
@@ -74,8 +83,12 @@ class Row(Part):
     feature_scale: float | None
     cost: Cost
     tied_with: list[str]
+    letters: str = ""
     negative_control: bool
     leak: str
+    degenerate: str = ""
+    truth: list[str] = []
+    carried: dict[str, float | None] = {}
     settings: dict[str, Any]
     source: str
 
@@ -99,6 +112,7 @@ class Axes(Part):
     sigma: list[float | None] = []
     seed: list[int]
     layer: list[str]
+    picture_layer: str = ""
     image_sample: list[str]
     classes: list[str]
     mask_classes: list[str]
@@ -122,8 +136,11 @@ class Score(Part):
 
 
 class Vanilla(Part):
-    """The plain backbone's own numbers, in each measure's unit."""
+    """The plain backbone: its own numbers, in each measure's unit; by definition a score of 0 at 1 call."""
 
+    name: str = "vanilla"
+    score: float = 0.0
+    calls: float = 1.0
     metrics: dict[str, float | None]
     probes: dict[str, float | None]
     ms_per_image: float | None
@@ -144,36 +161,45 @@ class Results(Part):
     ranking: list[Row]
     skipped: list[Skipped]
     winners: list[str]
+    verdict: list[str] = []
     notes: list[str]
     vanilla: Vanilla
     config: dict[str, Any]
     environment: dict[str, Any]
     hashes: dict[str, str]
     seconds: float
+    digest: str = Field(
+        "", exclude=True
+    )  # the seal of the file (`gate.runs.seal`); the numbers carry on without it
 
 
 def read_results(raw: Any, source: str) -> Results:
     """Parsed JSON as results, upgraded where it is older. source: the file, for the message.
 
-    Raises UsageError, in a sentence, where it is damaged or of a version that this gate cannot read.
+    Raises DamagedError, in a sentence, where it is not what gate wrote, and UsageError where it is of a version that
+    this gate cannot read.
     """
+    cure = f"make it anew: gate resume {Path(source).parent}"
     version = raw.get("schema_version") if isinstance(raw, Mapping) else None
     if not isinstance(version, int) or isinstance(version, bool):
-        raise UsageError(f"{source} is damaged (no schema_version); screen again.")
+        raise DamagedError(f"{source} is damaged (no schema_version); {cure}")
     if version > SCHEMA_VERSION:
         raise UsageError(
             f"{source} was written by a newer gate (schema {version}); upgrade gate-screen to read it."
         )
     if version < 1:
         raise UsageError(f"{source} has schema {version}, which no gate can read; screen again.")
+    check_seal(raw, source, cure)
     try:
+        if "scores" in raw["hashes"] and not raw.get(SEAL):
+            raise DamagedError(f"{source} has lost its checksum; {cure}")
         return Results.model_validate(_from_1(raw) if version == 1 else raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(p) for p in first["loc"])
-        raise UsageError(f"{source} is damaged ({where}: {first['msg']}); screen again.") from error
+        raise DamagedError(f"{source} is damaged ({where}: {first['msg']}); {cure}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"{source} is damaged; screen again.") from error
+        raise DamagedError(f"{source} is damaged; {cure}") from error
 
 
 def _from_1(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,7 +215,7 @@ def _from_1(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_shapes(arrays: Mapping[str, NDArray[Any]], axes: Axes, source: str) -> None:
-    """Refuse arrays that do not have the axes that results.json says. Raises UsageError.
+    """Refuse arrays that do not have the axes that results.json says. Raises DamagedError.
 
     Further axes are a measure's own columns.
     """
@@ -198,8 +224,11 @@ def check_shapes(arrays: Mapping[str, NDArray[Any]], axes: Axes, source: str) ->
         "shift": (t, s, len(axes.layer), n),
         "prediction": (t, s, n),
         "probe": (t, s, n),
+        "refit": (t, s, n),
         "image": (len(axes.image_sample),),
         "feature-scale": (len(axes.layer),),
+        "carried": (t, 3),
+        "unseen": (3,),
     }
     for key, array in arrays.items():
         expected = wanted.get(key.partition("/")[0])
@@ -207,7 +236,7 @@ def check_shapes(arrays: Mapping[str, NDArray[Any]], axes: Axes, source: str) ->
             continue
         shape = (len(axes.technique), *expected)
         if array.shape[: len(shape)] != shape:
-            raise UsageError(
+            raise DamagedError(
                 f"{source}: {key} has shape {array.shape}, but the axes of results.json say {shape}; "
                 "the two files are not of one run, so screen again."
             )

@@ -69,6 +69,17 @@ class Bench:
         return [m for m in self.metrics if m.compares == what]
 
     @property
+    def shared(self) -> dict[str, Tensor]:
+        """Tensors that every technique is measured with, by name; those that lie on the disk are out of reach."""
+        shelves = {
+            "the reference prediction": self.reference.prediction,
+            "the reference x0_hat": self.reference.x0,
+        }
+        shelves |= {f"the reference features of {layer}": s for layer, s in self.reference.features.items()}
+        held = {name: shelf.held for name, shelf in shelves.items()}
+        return {"x0": self.x0, **{name: tensor for name, tensor in held.items() if tensor is not None}}
+
+    @property
     def measures(self) -> dict[str, Measure]:
         """Metrics and probes by name."""
         return {m.name: m for m in (*self.metrics, *self.probes)}

@@ -61,6 +61,7 @@ class ScreenConfig(BaseModel):
     offload: bool = False
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    technique_timeout: float | None = Field(None, gt=0)
     output: str | None = None
 
     @field_validator("techniques", "layers", "metrics", "probes", mode="before")

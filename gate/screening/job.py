@@ -2,94 +2,40 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gate.errors import (
-    EXIT_PARTIAL,
-    ConfigurationError,
-    GateError,
-    MissingWeightsError,
-    UsageError,
-)
+from gate.errors import FULL, ConfigurationError, DamagedError, GateError, MissingWeightsError
 from gate.registry import select_plugins, select_techniques
 from gate.runs.directory import (
-    Run,
+    PICTURES,
+    SCORES,
     append_journal,
     create_directory,
+    load_results,
+    mark_of,
     open_run,
     plain,
+    read_arrays,
+    read_run,
     write_arrays,
-    write_json,
+    write_sealed,
 )
-from gate.runs.parts import drop_parts, has_part, load_part, save_part
+from gate.runs.parts import any_part, drop_parts, has_part, load_part, save_part
 from gate.runs.schema import Results
 from gate.sample import reasons
+from gate.screening.attempt import VANILLA
 from gate.screening.config import ScreenConfig, make_config
+from gate.screening.outcome import Interrupted, Log, Screening, draw
 from gate.screening.samples import check_inputs
-from gate.screening.workers import VANILLA, attempts, choose_workers
+from gate.screening.workers import attempts, choose_workers
 
 Progress = Callable[[str, int, int], None]
-Log = Callable[[str], None]
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a screening; what was finished is kept in `run`."""
-
-    def __init__(self, run: Path) -> None:
-        super().__init__(f"interrupted; finish it with: gate resume {run}")
-        self.run = run
-
-
-@dataclass(frozen=True, repr=False)
-class Screening:
-    """A finished screening: its run directory and results.json."""
-
-    path: Path
-    results: Results
-
-    def __repr__(self) -> str:
-        ranked, data = self.results.ranking, self.results.data
-        best = f"first: {ranked[0].name}" if ranked else "none ranked"
-        return (
-            f"Screening of {len(ranked)} techniques on {data.n} images of {data.name}, {best}\n"
-            f"{self.path}: winners {', '.join(self.results.winners) or 'none'}; see .table(), .results, .plot()"
-        )
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 7 where a technique failed."""
-        return EXIT_PARTIAL if any(s.failed for s in self.results.skipped) else 0
-
-    def winners(self) -> list[str]:
-        """Techniques that beat vanilla beyond chance and are no controls, best first."""
-        return list(self.results.winners)
-
-    def table(self) -> str:
-        """The ranking as plain text."""
-        from gate.report.table import ranking_text
-
-        return ranking_text(self.results)
-
-    def plot(self, folder: str | Path | None = None) -> list[Path]:
-        """Draw every figure, as PNG and SVG; by default into the run's `figures/`."""
-        from gate.report.figures import draw_all
-
-        return draw_all(Run(self.path, self.results), Path(folder) if folder else self.path / "figures")
-
-    def save(self, folder: str | Path) -> Path:
-        """Copy the run directory."""
-        import shutil
-
-        try:
-            return Path(shutil.copytree(self.path, folder))
-        except FileExistsError as error:
-            raise UsageError(f"{folder} exists already; choose another folder.") from error
 
 
 def screen(
@@ -112,36 +58,53 @@ def screen(
     check_inputs(chosen)
     select_techniques(chosen.techniques)
     folder = create_directory(chosen.output)
-    try:
+    with _keeping(folder):
+        write_sealed(folder / "run.json", {"config": chosen.model_dump()})
         return _screen(chosen, folder, progress, log)
-    except GateError:
-        _drop_if_empty(folder)
-        raise
-    except KeyboardInterrupt:
-        if not (folder / "run.json").exists():  # nothing to resume from yet
-            _drop_if_empty(folder)
-        raise
 
 
 def resume(run: str | Path, *, progress: Progress | None = None, log: Log | None = None) -> Screening:
-    """Finish an interrupted run: techniques that were finished are not measured again."""
-    folder = Path(run)
+    """Make what a run lacks: techniques that were not finished, results.json out of its scores, figures.
+
+    What is finished is not measured again. Raises UsageError where there is no run, DamagedError where what is there is
+    not what was written.
+    """
+    folder, tell = Path(run), log or (lambda _: None)
     if (folder / "results.json").is_file():
-        return Screening(folder, open_run(folder).results)
+        try:
+            load_results(folder)
+        except DamagedError:
+            tell(f"{folder / 'results.json'} is damaged: making it anew")
+        else:
+            done = Screening(folder, open_run(folder).results)
+            drop_parts(folder)
+            draw(done, tell, missing=True)
+            return done
+    config = make_config(read_run(folder)["config"])
+    with _keeping(folder, begun=True):
+        (folder / "parts").mkdir(exist_ok=True)
+        return _screen(config, folder, progress or (lambda *_: None), tell)
+
+
+@contextlib.contextmanager
+def _keeping(folder: Path, *, begun: bool = False) -> Iterator[None]:
+    """What is finished stays, and is said how to go on from; a run that has nothing yet leaves no directory."""
     try:
-        config = make_config(json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"])
-    except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise UsageError(f"{folder} holds no readable run.json, so there is nothing to resume.") from error
-    (folder / "parts").mkdir(exist_ok=True)
-    return _screen(config, folder, progress or (lambda *_: None), log or (lambda _: None))
+        yield
+    except (GateError, KeyboardInterrupt, OSError) as error:
+        begun = begun or any_part(folder)
+        if not begun:
+            import shutil
 
-
-def _drop_if_empty(folder: Path) -> None:
-    """A run that was refused leaves no directory behind."""
-    import shutil
-
-    if not (folder / "journal.jsonl").exists():
-        shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, KeyboardInterrupt) and begun and not isinstance(error, Interrupted):
+            raise Interrupted(folder) from error
+        if isinstance(error, OSError) and error.errno in FULL:
+            then = f"go on with: gate resume {folder}" if begun else "repeat the command"
+            raise ConfigurationError(
+                f"{folder} cannot be written ({error.strerror}); what is finished is kept: make room, and {then}"
+            ) from error
+        raise
 
 
 def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) -> Screening:
@@ -164,30 +127,56 @@ def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) ->
         f"{str(backbone.dtype).removeprefix('torch.')}), {levels_text(backbone.schedule, config.timesteps)}, "
         f"{config.seeds} noise seeds, batches of {bench.batch_size}"
     )
-    environment = _environment(backbone)
     run = {
         "config": config.model_dump(),
-        "environment": environment,
+        "environment": _environment(backbone),
         "hashes": {"weights": backbone.fingerprint(), "samples": samples.fingerprint()},
     }
     _same_or_new(folder, run)
-    write_json(folder / "run.json", run)
-    measured, skipped = _measure_all(bench, names, folder, progress, log)
+    write_sealed(folder / "run.json", run)
+    _unpack_scores(folder, mark_of(run))
+    measured, skipped = _measure_all(bench, names, folder, mark_of(run), progress, log)
+    _write(bench, measured, skipped, folder, {**run, "seconds": time.perf_counter() - began})
+    drop_parts(folder)
+    done = Screening(folder, open_run(folder).results)
+    draw(done, log)
+    return done
+
+
+def _write(
+    bench: Any,
+    measured: Mapping[str, Any],
+    skipped: list[dict[str, Any]],
+    folder: Path,
+    run: dict[str, Any],
+) -> None:
+    """The files of a finished run; results.json, which makes it one, comes last. run: what it says of itself."""
+    from gate.screening.measured import costs
     from gate.screening.results import assemble  # scipy: with workers, it is there by now
 
     results, arrays, pictures = assemble(bench, measured, skipped)
-    results = {**results, **run, "seconds": time.perf_counter() - began}
-    write_arrays(folder / "scores.safetensors", arrays)
+    mark = mark_of(run)
+    seals = {"scores": write_arrays(folder / SCORES, arrays, techniques=costs(measured), mark=mark)}
     if pictures:
-        write_arrays(folder / "pictures.safetensors", pictures)
-    write_json(folder / "results.json", Results.model_validate(plain(results)))
-    drop_parts(folder)
-    screening = Screening(folder, open_run(folder).results)
-    try:
-        screening.plot()
-    except Exception as error:  # the numbers are safe on the disk; a figure can be drawn again
-        log(f"the figures could not be drawn ({type(error).__name__}: {error}); try: gate plot {folder}")
-    return screening
+        seals["pictures"] = write_arrays(folder / PICTURES, pictures, mark=mark)
+    results = {**results, **run, "hashes": {**run["hashes"], **seals}}
+    write_sealed(folder / "results.json", Results.model_validate(plain(results)))
+
+
+def _unpack_scores(folder: Path, mark: str) -> None:
+    """Where all is measured and results.json is not there, or no longer: make parts of what the scores hold."""
+    if not (folder / SCORES).is_file():
+        return
+    from gate.screening.measured import unpack
+
+    scores, facts = read_arrays(folder / SCORES)
+    pictures = read_arrays(folder / PICTURES)[0] if (folder / PICTURES).is_file() else {}
+    if facts.get("mark") != mark:
+        told = "were measured with other settings than run.json says" if facts else "carry no checksum"
+        raise DamagedError(f"The scores of {folder} {told}; screen again.")
+    for name, part in unpack(facts["techniques"], scores, pictures).items():
+        if not has_part(folder, name):
+            save_part(folder, name, part, mark)
 
 
 def levels_text(schedule: Any, levels: tuple[int, ...]) -> str:
@@ -204,20 +193,21 @@ def levels_text(schedule: Any, levels: tuple[int, ...]) -> str:
 
 def _same_or_new(folder: Path, run: Mapping[str, Any]) -> None:
     """Refuse to resume with other weights or samples than the run began with."""
-    file = folder / "run.json"
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["hashes"] != run["hashes"]:
+    if read_run(folder).get("hashes", run["hashes"]) != run["hashes"]:
         raise ConfigurationError(
             f"The weights or images of {folder} have changed since it began; screen again."
         )
 
 
 def _measure_all(
-    bench: Any, names: list[str], folder: Path, progress: Progress, log: Log
+    bench: Any, names: list[str], folder: Path, mark: str, progress: Progress, log: Log
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Measure vanilla and every technique; finished ones are read back, failures are recorded."""
     from gate.screening.measured import Measured
 
     everyone = [VANILLA, *names]
+    for name in everyone:  # refused before hours of measuring, not after
+        load_part(folder, name, Measured, mark)
     todo = [name for name in everyone if not has_part(folder, name)]
     skipped: dict[str, dict[str, Any]] = {}
     unfetched: set[str] = set()
@@ -229,8 +219,10 @@ def _measure_all(
             for notice in tried.notices:
                 log(notice)
             if tried.measured is not None:
-                save_part(folder, tried.name, tried.measured)
+                save_part(folder, tried.name, tried.measured, mark)
                 append_journal(folder, name=tried.name, calls=tried.measured.calls, ms=tried.measured.ms)
+            elif tried.full:
+                raise OSError(tried.full, os.strerror(tried.full))
             elif tried.name == VANILLA:
                 raise ConfigurationError(f"The plain backbone could not be measured: {tried.reason}")
             else:
@@ -244,7 +236,7 @@ def _measure_all(
     except KeyboardInterrupt as stop:
         raise Interrupted(folder) from stop
     # nobody held them in memory until here
-    parts = ((name, load_part(folder, name, Measured)) for name in everyone)
+    parts = ((name, load_part(folder, name, Measured, mark)) for name in everyone)
     measured = {name: part for name, part in parts if part is not None}
     if not any(name != VANILLA for name in measured):
         why = "; ".join(f"{s['name']}: {s['reason']}" for s in list(skipped.values())[:3])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gate.backbone import pixels
+from gate.carried import IMAGES, Grids
 from gate.errors import PluginError
 from gate.metric import Metric, Pass
 from gate.passes import Passed, Plan, reconstruct, single_pass
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
 
 Singles = NDArray[np.float32]
 Cell = tuple[int, int]  # of a timestep and a noise seed, by position
+# what scores.safetensors calls the tables, and what it says of costs
+TABLES = {"shift": "shift", "prediction": "prediction", "probe": "counts", "refit": "refit", "image": "image"}
+COSTS = ("per_image", "per_pass", "ms", "fit_seconds")
+SOME = ("carried", "unseen")  # arrays that not every technique has
 
 
 @dataclass
@@ -32,19 +39,24 @@ class Measured:
     """The numbers of one technique. t timesteps, s noise seeds, l layers, n samples, k classes, m image samples.
 
     shift: {metric or metric@own: (t, s, l, n)}. prediction: {metric of predictions or whole passes: (t, s, n)}. counts:
-    {probe: (t, s, n, k, k)}, or whatever columns it gives. image: {metric: (m,)}. A metric of several columns adds them
-    as a last axis. reconstructions: (m, H, W, 3) uint8. pca: (PCA_SAMPLES, h, w, 3) float in [0, 1].
-    scale: RMS of the features, (l,). per_image, per_pass: denoiser calls, counted, for the conditioning of an image and
-    for each of its passes. ms: milliseconds per image and pass. A field is stored and read back by its type alone.
+    {probe: (t, s, n, k, k)}, or whatever columns it gives. refit: {probe: (t, s, n)}, `Probe.judge`. image: {metric:
+    (m,)}. A metric of several columns adds them as a last axis. reconstructions: (m, H, W, 3) uint8. pca: (PCA_SAMPLES,
+    h, w, 3) float in [0, 1]. scale: RMS of the features, (l,). carried: the three of `gate.carried.Carried`, (t, 3), of
+    the first seed; unseen: those of `Unseen`, (3,), where a stranger's technique was asked. per_image, per_pass: calls
+    of the denoiser, counted, for the conditioning of an image and for each of its passes. ms: milliseconds per image
+    and pass. A field is stored and read back by its type alone.
     """
 
     shift: dict[str, Singles] = field(default_factory=dict)
     prediction: dict[str, Singles] = field(default_factory=dict)
     counts: dict[str, NDArray[Any]] = field(default_factory=dict)
+    refit: dict[str, Singles] = field(default_factory=dict)
     image: dict[str, Singles] = field(default_factory=dict)
     reconstructions: NDArray[np.uint8] | None = None
     pca: Singles | None = None
     scale: Singles | None = None
+    carried: Singles | None = None
+    unseen: Singles | None = None
     per_image: float = 0.0
     per_pass: float = 0.0
     ms: float = 0.0
@@ -54,6 +66,31 @@ class Measured:
     def calls(self) -> float:
         """Denoiser calls to extract one image once."""
         return self.per_image + self.per_pass
+
+
+def costs(measured: Mapping[str, Measured]) -> str:
+    """What the techniques cost, as text. It lies beside the arrays, in their order: equal runs have equal arrays."""
+    return json.dumps({name: [getattr(m, cost) for cost in COSTS] for name, m in measured.items()})
+
+
+def unpack(
+    costs: str, scores: Mapping[str, NDArray[Any]], pictures: Mapping[str, NDArray[Any]]
+) -> dict[str, Measured]:
+    """The numbers of each technique, by name, out of a run's arrays: `results.assemble` the other way round."""
+    found = {}
+    for i, (technique, cost) in enumerate(json.loads(costs).items()):
+        m = found[technique] = Measured(**dict(zip(COSTS, cost, strict=True)))
+        for key, values in scores.items():
+            head, _, name = key.partition("/")
+            if head in TABLES:
+                getattr(m, TABLES[head])[name] = values[i]
+        m.scale = scores["feature-scale"][i]
+        for kind in SOME:
+            there = kind in scores and not np.isnan(scores[kind][i]).all()
+            setattr(m, kind, scores[kind][i] if there else None)
+        m.reconstructions = pictures["reconstruction"][i] if "reconstruction" in pictures else None
+        m.pca = pictures["pca"][i] if "pca" in pictures else None
+    return found
 
 
 def _wide(metric: Metric) -> tuple[int, ...]:
@@ -93,6 +130,7 @@ class Tally:
         self.own: dict[str, Tensor] = {}
         self.reference: dict[str, Tensor] = {}
         self.own_rows = slice(0, 0)
+        self.grids = [Grids() for _ in plan.timesteps]
         self.images: list[Tensor] = []
         self.generated = min(config.image_samples, len(plan.samples))
         self.starts_clean = False
@@ -117,6 +155,8 @@ class Tally:
         features = passed.response.features
         if self.bench.probes:
             self._shelf((i, s)).put(rows, probe_map(features))
+        if s == 0 and self.start == 0 and passed.rows.start < IMAGES:
+            self.grids[i].add(features)
         self.squares += n * torch.stack([_mean_square(f) for f in features.values()]).cpu()
         if passed.rows.start == 0 and s == 0 and i == len(self.plan.timesteps) - 1:
             self.out.pca = pca_image(features[pca_layer(features)][:PCA_SAMPLES], self.bench.pca_basis)
@@ -223,19 +263,24 @@ class Tally:
         out.per_pass = self.call_rows / self.passes
         out.ms = 1000 * self.seconds / self.passes
         out.scale = (self.squares / self.passes).sqrt().numpy().astype(np.float32)
+        carried = [grids.carried(bench.x0) for grids in self.grids]
+        out.carried = np.array([dataclasses.astuple(c) for c in carried], np.float32).reshape(-1, 3)
         self._judge_images()
         cells = (len(self.plan.timesteps), len(self.plan.seeds))
         for probe in bench.probes:
             assert bench.folds is not None
             for (i, s), shelf in self.maps.items():
-                found = probe.stored(probe.evaluate(shelf.array(), bench.samples, bench.folds))
+                values, refit = probe.judge(shelf.array(), bench.samples, bench.folds)
+                found = probe.stored(values)
                 if len(found) != self.n:
                     raise PluginError(f"Probe {probe.name!r} gives {len(found)} rows for {self.n} samples.")
                 kind = np.int16 if probe.figure else np.float32
                 counts = out.counts.setdefault(probe.name, np.zeros((*cells, *found.shape), kind))
                 counts[i, s] = found
+                if refit is not None:
+                    out.refit.setdefault(probe.name, np.zeros((*cells, self.n), np.float32))[i, s] = refit
         if cells[1] < bench.config.seeds:  # a technique without a seed gives the same for each
-            for table in (out.shift, out.prediction, out.counts):
+            for table in (out.shift, out.prediction, out.counts, out.refit):
                 tables: dict[str, NDArray[Any]] = table
                 for key, values in tables.items():
                     tables[key] = np.repeat(values, bench.config.seeds, axis=1)

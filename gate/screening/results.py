@@ -10,22 +10,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gate.backbones.layers import MEAN_MAP
 from gate.measure import Measure, share_removed
 from gate.metric import Metric
-from gate.ranking.entry import Entry, Evidence, Ranking, Weights
+from gate.ranking.entry import Entry, Evidence, Weights
 from gate.ranking.rank import rank, winners
-from gate.ranking.statistics import Interval, multiplicities, paired_bca
+from gate.ranking.statistics import Floats, Interval, paired_interval
+from gate.ranking.verdict import verdict
 from gate.registry import create_technique
 from gate.runs.schema import SCHEMA_VERSION
+from gate.screening.attempt import VANILLA
 from gate.screening.bench import Bench
 from gate.screening.config import SCORE_METRICS
-from gate.screening.measured import Measured
+from gate.screening.doubts import Doubt, counting, doubt, doubt_notes
+from gate.screening.measured import SOME, TABLES, Measured
 from gate.screening.pictures import PCA_SAMPLES, pca_image, pca_layer
-from gate.screening.workers import VANILLA
+from gate.screening.remarks import notes, score_probes, steps, unconfirmed
 from gate.version import __version__
 
-SCORE_PROBES = ("pixel-linear", "linear")  # the first that the samples have truth for
 WEIGHTS = Weights(suppression=0.5, probe=0.5)
 Arrays = dict[str, NDArray[Any]]
 
@@ -36,23 +37,26 @@ def assemble(
     """results.json without the run's own facts, the arrays of scores.safetensors, and the pictures."""
     names = [n for n in measured if n != VANILLA]
     evidence = {n: _evidence(bench, m) for n, m in measured.items()}
-    probes = [p.name for p in bench.probes]
     techniques = {n: create_technique(n) for n in names}
-    controls = [n for n in names if techniques[n].negative_control]
+    doubts = {n: doubt(t, measured[n], measured[VANILLA]) for n, t in techniques.items()}
+    evidence = counting(evidence, doubts)
+    controls = {n: t.control_of for n, t in techniques.items() if t.negative_control}
     scaled = [m.name for m in bench.comparing("feature") if not m.scale_invariant]
+    scored, silent = score_probes(bench, evidence)
     ranking = rank(
         evidence[VANILLA],
         {n: evidence[n] for n in names},
         measures=bench.measures,
         weights=WEIGHTS,
         score_metrics=SCORE_METRICS,
-        score_probes=[p for p in SCORE_PROBES if p in probes][:1],
+        score_probes=scored,
         seed=bench.config.seed,
         resamples=bench.config.resamples,
         feature_scale={n: _scale(measured[n], measured[VANILLA]) for n in names},
         scale_sensitive=[name + key for name in scaled for key in ("", "@own")],
     )
-    rows = [_row(bench, e, techniques[e.name], measured, ranking.n) for e in ranking.entries]
+    best = winners(ranking, controls=[*controls, *unconfirmed(ranking, doubts)])
+    rows = [_row(bench, e, techniques[e.name], doubts[e.name], measured, ranking.n) for e in ranking.entries]
     results = {
         "schema_version": SCHEMA_VERSION,
         "gate_version": __version__,
@@ -72,11 +76,18 @@ def assemble(
         },
         "ranking": rows,
         "skipped": skipped,
-        "winners": list(winners(ranking, controls=[*controls, *_flattered(ranking, techniques)])),
-        "notes": [*ranking.notes, *_leak_notes(ranking, techniques), *_map_notes(bench)],
+        "winners": list(best),
+        "verdict": verdict(
+            ranking,
+            best,
+            controls=controls,
+            calls={n: measured[n].calls for n in names},
+            **steps(bench, best),
+        ),
+        "notes": [*doubt_notes(doubts), *notes(bench, ranking, doubts, controls, silent)],
         "vanilla": _vanilla(bench, measured[VANILLA]),
     }
-    return results, _dense(bench, measured, names), _pictures(bench, measured, names)
+    return results, _dense(measured, names), _pictures(bench, measured, names)
 
 
 def _evidence(bench: Bench, m: Measured) -> Evidence:
@@ -93,7 +104,8 @@ def _evidence(bench: Bench, m: Measured) -> Evidence:
     shifts = {key: cells(key, values, 3) for key, values in m.shift.items()}
     shifts |= {key: cells(key, values, 2) for key, values in m.prediction.items()}
     counts = {key: _over_seeds(known[key], values) for key, values in m.counts.items()}
-    return Evidence(shifts, counts)
+    refits = {key: values.mean(axis=1, dtype=np.float64).T for key, values in m.refit.items()}
+    return Evidence(shifts, counts, refits)
 
 
 def _over_seeds(probe: Measure, values: NDArray[Any]) -> NDArray[Any]:
@@ -117,7 +129,9 @@ def _scale(m: Measured, vanilla: Measured) -> float:
     return float(np.exp(np.mean(np.log(m.scale / vanilla.scale))))
 
 
-def _row(bench: Bench, e: Entry, technique: Any, measured: Mapping[str, Measured], n: int) -> dict[str, Any]:
+def _row(
+    bench: Bench, e: Entry, technique: Any, doubts: Doubt, measured: Mapping[str, Measured], n: int
+) -> dict[str, Any]:
     m = measured[e.name]
     return {
         "name": e.name,
@@ -127,6 +141,7 @@ def _row(bench: Bench, e: Entry, technique: Any, measured: Mapping[str, Measured
         "ci_low": e.score.low,
         "ci_high": e.score.high,
         "n": n,
+        "p": e.p,
         "p_holm": e.p_holm,
         "verdict": e.verdict,
         **_triple("suppression", e.mean_suppression),
@@ -146,8 +161,12 @@ def _row(bench: Bench, e: Entry, technique: Any, measured: Mapping[str, Measured
             "fit_seconds": m.fit_seconds,
         },
         "tied_with": list(e.tied_with),
+        "letters": e.letters,
         "negative_control": bool(technique.negative_control),
-        "leak": technique.leak,
+        "leak": doubts.leak,
+        "degenerate": doubts.degenerate,
+        "truth": list(doubts.truth),
+        "carried": dict(doubts.carried),
         "settings": technique.settings,
         "source": technique.source,
     }
@@ -169,37 +188,10 @@ def _image(metric: Metric, m: Measured, vanilla: Measured, seed: int) -> dict[st
         return None
     ours, theirs = (metric.columns(each.image[metric.name][:, None]) for each in (m, vanilla))
 
-    def share(index: NDArray[np.intp]) -> NDArray[np.float64]:
-        drawn = multiplicities(index, len(ours))
-        return share_removed(metric.errors(ours, drawn), metric.errors(theirs, drawn))
+    def share(counts: Floats) -> Floats:
+        return share_removed(metric.errors(ours, counts), metric.errors(theirs, counts))
 
-    return _interval(paired_bca(share, len(ours), seed=seed))
-
-
-def _flattered(ranking: Ranking, techniques: Mapping[str, Any]) -> list[str]:
-    """Leaking techniques whose probe gain is not above 0 beyond chance: only their shift speaks for them."""
-    gains = {e.name: e.mean_error_removed for e in ranking.entries if techniques[e.name].leak}
-    return [name for name, gain in gains.items() if gain is None or not gain.low > 0]
-
-
-def _leak_notes(ranking: Ranking, techniques: Mapping[str, Any]) -> list[str]:
-    leaking = [e.name for e in ranking.entries if techniques[e.name].leak]
-    if not leaking:
-        return []
-    return [
-        f"Leaks ({', '.join(leaking)}) start from or condition on the input's own pixels, so their images and shifts "
-        "look closer than their features are useful; one wins only if its probe gain is above 0 beyond chance."
-    ]
-
-
-def _map_notes(bench: Bench) -> list[str]:
-    maps = [layer for layer in bench.layers if layer == MEAN_MAP or layer.endswith("cross.map")]
-    if not maps:
-        return []
-    return [
-        f"A channel of {' and '.join(maps)} is a token of the prompt: techniques that change the prompt change what "
-        "the channels mean, and their shift there says nothing; compare them under one prompt, as generic-prompt does."
-    ]
+    return _interval(paired_interval(share, len(ours), seed=seed))
 
 
 def _axes(bench: Bench, names: list[str]) -> dict[str, Any]:
@@ -216,6 +208,7 @@ def _axes(bench: Bench, names: list[str]) -> dict[str, Any]:
         "sigma": schedule.sigma(timesteps).tolist(),
         "seed": [config.seed + s for s in range(config.seeds)],
         "layer": list(bench.layers),
+        "picture_layer": pca_layer(bench.reference(slice(1)).features),
         "image_sample": ids[: config.image_samples],
         "classes": list(bench.samples.classes),
         "mask_classes": list(bench.samples.mask_classes),
@@ -238,19 +231,20 @@ def _vanilla(bench: Bench, m: Measured) -> dict[str, Any]:
     }
 
 
-def _dense(bench: Bench, measured: Mapping[str, Measured], names: list[str]) -> Arrays:
+def _dense(measured: Mapping[str, Measured], names: list[str]) -> Arrays:
     """Every number, axis 0 the techniques with vanilla first."""
     order = [measured[n] for n in (VANILLA, *names)]
     arrays: Arrays = {}
-    for head, table in (
-        ("shift", "shift"),
-        ("prediction", "prediction"),
-        ("probe", "counts"),
-        ("image", "image"),
-    ):
+    for head, table in TABLES.items():
         for key in getattr(order[0], table):
             arrays[f"{head}/{key}"] = np.stack([getattr(m, table)[key] for m in order])
     arrays["feature-scale"] = np.stack([m.scale for m in order if m.scale is not None])
+    for kind in SOME:
+        known = [getattr(m, kind) for m in order if getattr(m, kind) is not None]
+        if known:
+            nothing = np.full_like(known[0], np.nan)
+            rows = (getattr(m, kind) for m in order)
+            arrays[kind] = np.stack([nothing if row is None else row for row in rows])
     return arrays
 
 

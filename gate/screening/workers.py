@@ -1,91 +1,190 @@
-"""Measuring many techniques: one after another, or in forked worker processes with a thread each.
+"""Measuring many techniques: each in a fork of its own, as many at a time as there are cores; where nothing can be
+forked, one after another, and what all of them share is compared after each.
 
 On a small backbone a forward pass is hundreds of small operations: two processes of one thread finish sooner than one
-process of two threads. The workers inherit the bench, so what is shared is still computed once.
+process of two threads. A fork inherits the bench, so what is shared is computed once; it measures one technique, sends
+its numbers and dies, so whatever the technique did to weights, tensors, torch or the process itself ends with it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
-import multiprocessing
+import multiprocessing.connection
 import signal
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gate.errors import GateError, MissingWeightsError, OutOfMemoryError, UnsuitableError
-from gate.machine import forkable_cores
-from gate.registry import create_technique
-from gate.technique import Technique
+from gate.errors import ConfigurationError
+from gate.machine import can_fork, forkable_cores
+from gate.plugins import is_ours
+from gate.screening.attempt import VANILLA, Attempt, attempt, expected_calls, failure
+from gate.screening.forks import Fork, Rows
 
 if TYPE_CHECKING:
+    from gate.intact import Intact
     from gate.screening.bench import Bench
-    from gate.screening.measured import Measured
 
-VANILLA = "vanilla"
 SMALL_IMAGE = 128  # px; larger backbones fill the cores, and the memory, alone
 POLL_SECONDS = 0.2
-# libraries with threads of their own, there before the workers limit them: one that comes later starts as many as it
-# likes, and two workers then hinder each other
+# a technique may take twenty times what its declared calls should, and ten minutes at least
+TIMES_VANILLA, LEAST_SECONDS = 20.0, 600.0
+# libraries with threads of their own, there before the forks limit them: one that comes later starts as many as it
+# likes, and two forks then hinder each other
 THREADED = ("scipy.linalg", "sklearn.neighbors")
-# what the end of a screening needs: a second and a half of imports on one core, done while the workers measure
+# what the end of a screening needs: a second and a half of imports on one core, done while the forks measure
 AFTERWARDS = ("gate.screening.results", "gate.report.figures.ranking", "gate.report.figures.reconstructions")
 
-
-@dataclass(frozen=True)
-class Attempt:
-    """What came of one technique. failed: by an error, not by what it needs. notices: lines for the user.
-
-    unfetched: whether what it needs is weights."""
-
-    name: str
-    measured: Measured | None = None
-    reason: str = ""
-    fix: str = ""
-    failed: bool = False
-    notices: tuple[str, ...] = ()
-    unfetched: bool = False
+Tick = Callable[[str, int], None]
 
 
 def choose_workers(bench: Bench, techniques: int) -> int:
     """As configured; `auto` is one per core for small backbones on a CPU that can fork, else 1."""
     if bench.config.workers != "auto":
         return min(bench.config.workers, techniques)
-    small = bench.backbone.image_size <= SMALL_IMAGE and bench.backbone.device.type == "cpu"
-    return max(1, min(forkable_cores(), techniques)) if small else 1
+    return max(1, min(forkable_cores(), techniques)) if bench.backbone.image_size <= SMALL_IMAGE else 1
 
 
-def attempts(
-    bench: Bench, names: Sequence[str], workers: int, tick: Callable[[str, int], None]
+def attempts(bench: Bench, names: Sequence[str], workers: int, tick: Tick) -> Iterator[Attempt]:
+    """One Attempt per name as they finish. tick(name, rows) is called as passes finish; with forks, name is "".
+
+    Where nothing can be forked, a technique that left something changed ends the iteration: nothing that is measured
+    after it could be trusted.
+    """
+    from gate.intact import Intact
+
+    intact = Intact(bench.backbone, bench.samples, bench.shared)
+    if can_fork() and bench.backbone.device.type == "cpu":
+        yield from _forked(bench, names, workers, tick, intact)
+    else:
+        yield from _one_after_another(bench, names, tick, intact)
+
+
+def time_limit(bench: Bench, name: str, vanilla_seconds: float) -> float:
+    """Seconds that a technique may take. vanilla_seconds: those of the plain backbone, 0 while they are not known."""
+    if bench.config.technique_timeout:
+        return bench.config.technique_timeout
+    expected = vanilla_seconds * max(1.0, expected_calls(name))
+    return max(LEAST_SECONDS, TIMES_VANILLA * expected) if vanilla_seconds else float("inf")
+
+
+def _forked(
+    bench: Bench, names: Sequence[str], workers: int, tick: Tick, intact: Intact
 ) -> Iterator[Attempt]:
-    """One Attempt per name as they finish. tick(name, rows) is called as passes finish; with workers, name is ""."""
-    if workers <= 1:
-        for name in names:
-            yield attempt(bench, name, lambda rows, n=name: tick(n, rows))  # type: ignore[misc]
-        return
-    fork: Any = multiprocessing.get_context("fork")
-    counter = fork.Value("q", 0)
-    seen = 0
-    # vanilla's passes are asked for by many, so they come first; then the longest
-    order = sorted(names, key=lambda name: (name != VANILLA, -_expected_calls(name)))
+    import torch
+
     for module in THREADED if bench.probes else ():
         importlib.import_module(module)
-    with _shared_memo(bench), fork.Pool(workers, _begin, (bench, counter)) as pool:
-        results = pool.imap_unordered(_in_worker, order)
-        for module in AFTERWARDS:
-            importlib.import_module(module)
-        for _ in names:
-            while True:
-                try:
-                    finished: Attempt = results.next(timeout=POLL_SECONDS)
-                    break
-                except multiprocessing.TimeoutError:
-                    tick("", counter.value - seen)
-                    seen = counter.value
-            yield finished
+    threads = 1 if workers > 1 else torch.get_num_threads()
+    rows = Rows()
+    waiting = sorted(names, key=lambda name: -expected_calls(name))  # the longest first
+    afterwards = list(AFTERWARDS)
+    running: list[Fork] = []
+    vanilla_seconds = 0.0
+
+    def start(name: str) -> None:
+        work = functools.partial(attempt, bench, name, rows.add, intact)
+        running.append(Fork(name, work, threads))
+
+    with _shared_memo(bench):
+        try:
+            if VANILLA in waiting:
+                waiting.remove(VANILLA)
+                if waiting and workers > 1:  # the longest begins at once
+                    start(waiting.pop(0))
+                began = time.monotonic()
+                if workers > 1 and all(is_ours(type(plugin)) for plugin in (*bench.metrics, *bench.probes)):
+                    yield _in_the_parent(bench, rows, intact)  # what it loads, the forks to come find loaded
+                    vanilla_seconds = time.monotonic() - began
+                else:
+                    start(VANILLA)
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    start(waiting.pop(0))
+                if afterwards:
+                    importlib.import_module(afterwards.pop(0))
+                ready = multiprocessing.connection.wait(
+                    [waited for fork in running for waited in fork.waits], 0 if afterwards else POLL_SECONDS
+                )
+                rows.tick(tick)
+                over = [f for f in running if f.is_over(ready, time_limit(bench, f.name, vanilla_seconds))]
+                for fork in over:
+                    running.remove(fork)
+                    found, modules = fork.result()
+                    afterwards += [m for m in modules if m not in sys.modules]
+                    if fork.name == VANILLA:
+                        vanilla_seconds = time.monotonic() - fork.started
+                    yield found or failure(fork.name, fork.fate())
+        finally:
+            for fork in running:
+                fork.end()
+
+
+def _in_the_parent(bench: Bench, rows: Rows, intact: Intact) -> Attempt:
+    """The plain backbone, on one thread as in a fork."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            return attempt(bench, VANILLA, rows.add, intact)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _one_after_another(bench: Bench, names: Sequence[str], tick: Tick, intact: Intact) -> Iterator[Attempt]:
+    """Ours first, that a stranger's technique which ends it all ends less."""
+    import torch
+
+    threads, vanilla_seconds = torch.get_num_threads(), 0.0
+    for name in sorted(names, key=lambda name: (name != VANILLA, not _is_ours_by_name(name))):
+        began = time.monotonic()
+        with _time_is_up_after(time_limit(bench, name, vanilla_seconds)):
+            found = attempt(bench, name, functools.partial(tick, name), intact)
+        torch.set_num_threads(threads)
+        if name == VANILLA:
+            vanilla_seconds = time.monotonic() - began
+        yield found
+        if found.changed:
+            return
+
+
+def _is_ours_by_name(name: str) -> bool:
+    from gate.registry import create_technique
+    from gate.screening.measure import ours
+
+    try:
+        return name == VANILLA or ours(create_technique(name))
+    except BaseException:  # a stranger's constructor; `attempt` meets it again and tells it
+        return False
+
+
+@contextlib.contextmanager
+def _time_is_up_after(seconds: float) -> Iterator[None]:
+    """Raises ConfigurationError in what runs too long, where there are alarms and this is the main thread."""
+    usable = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    if not usable or seconds == float("inf"):
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise ConfigurationError(f"it was stopped after {seconds:.0f} s (--technique-timeout)")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextlib.contextmanager
@@ -97,69 +196,3 @@ def _shared_memo(bench: Bench) -> Iterator[None]:
             yield
         finally:
             bench.memo.folder = None
-
-
-def attempt(bench: Bench, name: str, tick: Callable[[int], None]) -> Attempt:
-    """Measure one technique; an error other than an interruption becomes part of the result."""
-    notices: list[str] = []
-    try:
-        technique = Technique() if name == VANILLA else create_technique(name)
-        technique.check(bench.backbone, bench.samples)
-        return Attempt(name, _within_memory(bench, technique, tick, notices.append), notices=tuple(notices))
-    except UnsuitableError as error:
-        unfetched = isinstance(error.__cause__, MissingWeightsError)
-        return Attempt(name, None, error.reason, error.fix, unfetched=unfetched)
-    except Exception as error:  # a technique may be a stranger's: record it, tell it, go on
-        reason = str(error) if isinstance(error, GateError) else f"{type(error).__name__}: {error}"
-        return Attempt(name, None, reason, f"Run: gate check '{name}'", True, tuple(notices))
-
-
-def _expected_calls(name: str) -> float:
-    try:
-        return 0.0 if name == VANILLA else create_technique(name).cost.total
-    except Exception:  # a stranger's constructor or cost; `attempt` meets it again and tells it
-        return 0.0
-
-
-def _within_memory(
-    bench: Bench, technique: Technique, tick: Callable[[int], None], log: Callable[[str], None]
-) -> Measured:
-    """Measure; where memory runs out, halve the batch and try again. Raises OutOfMemoryError at batch size 1."""
-    import torch
-
-    from gate.screening import measure
-
-    size = bench.batch_size
-    while True:
-        try:
-            return measure.measure(bench, technique, tick, batch_size=size)
-        except torch.OutOfMemoryError as error:
-            if size == 1:
-                raise OutOfMemoryError(
-                    f"{technique.name} does not fit into memory even at batch size 1; use --dtype float16 or a "
-                    "smaller backbone."
-                ) from error
-            size //= 2
-            log(f"out of memory in {technique.name}: going on with batches of {size}")
-
-
-_worker: dict[str, Any] = {}  # a forked worker's bench and counter; the parent's stays empty
-
-
-def _begin(bench: Bench, counter: Any) -> None:
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the pool
-    torch.set_num_threads(1)
-    _worker.update(bench=bench, counter=counter, limits=threadpool_limits(1))
-
-
-def _in_worker(name: str) -> Attempt:
-    counter = _worker["counter"]
-
-    def tick(rows: int) -> None:
-        with counter.get_lock():
-            counter.value += rows
-
-    return attempt(_worker["bench"], name, tick)

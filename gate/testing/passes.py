@@ -59,7 +59,7 @@ class Examination:
         """The technique after `fit`, which happens once; with neutral settings instead where asked."""
         if neutral not in self.ready:
             technique = fresh(self.technique, neutral)
-            technique.fit(self.backbone, self.samples)
+            technique.fit(self.backbone, technique.visible(self.samples))
             self.ready[neutral] = technique
         return self.ready[neutral]
 

@@ -60,12 +60,12 @@ def examined(
         made = (
             by_name(plugin) if isinstance(plugin, str) else plugin() if isinstance(plugin, type) else plugin
         )
-    except Exception as error:  # a stranger's constructor may raise anything; that is what is being checked
+    except (Exception, SystemExit) as error:  # a stranger's constructor may raise anything: that is checked
         return CheckReport(name, (Finding("can be made", False, _said(error)),))
     return CheckReport(name, tuple(_find(invariant, check) for invariant, check in checks(made)))
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
@@ -74,5 +74,5 @@ def _find(invariant: str, check: Check) -> Finding:
         return Finding(invariant, True, check())
     except Broken as error:
         return Finding(invariant, False, str(error))
-    except Exception as error:  # a stranger's code may raise anything, and that is what is being checked
+    except (Exception, SystemExit) as error:  # a stranger's code may raise anything: that is what is checked
         return Finding(invariant, False, _said(error))

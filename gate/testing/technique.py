@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from gate.composition import Composition
 from gate.errors import UnsuitableError
 from gate.passes import single_pass
+from gate.plugins import class_problem
 from gate.technique import Technique
 from gate.testing.passes import TIMESTEPS, Examination, expect_equal, fresh
 from gate.testing.report import Broken, Check, CheckReport, examined
@@ -46,6 +47,7 @@ def check_technique(
             ("refuses a backbone it does not serve", exam.refusal),
             ("neutral settings are vanilla, bit for bit", exam.neutral),
             ("detaching restores the backbone", exam.restores),
+            ("features have the backbone's shapes", exam.shapes),
             ("is finite", exam.finite),
             ("deterministic in the seed", exam.deterministic),
             ("the seed matters where it should", exam.seedless),
@@ -63,6 +65,11 @@ def _class_of(technique: Technique | type[Technique]) -> type[Technique]:
     return technique if isinstance(technique, type) else type(technique)
 
 
+def _each(shapes: set[tuple[int, ...]]) -> str:
+    """(32, 8, 8) of each sample, or several of them."""
+    return " and ".join(str(shape) for shape in sorted(shapes))
+
+
 def _has_neutral(technique: Technique) -> bool:
     parts = technique.parts if isinstance(technique, Composition) else (technique,)
     return all(part.neutral is not None for part in parts)
@@ -75,6 +82,9 @@ class _Invariants(Examination):
         technique = self.technique
         if not technique.name or not technique.summary or "\n" in technique.summary:
             raise Broken("a technique needs a name and a summary of one line")
+        parts = technique.parts if isinstance(technique, Composition) else (technique,)
+        if problem := next(filter(None, (class_problem(type(part)) for part in parts)), ""):
+            raise Broken(problem)
         if not technique.families:
             raise Broken("families is empty: it would serve no backbone")
         return technique.summary
@@ -105,19 +115,32 @@ class _Invariants(Examination):
     def restores(self) -> str:
         import torch
 
-        from gate.testing.snapshot import Snapshot
+        from gate.intact import Intact
 
         self.extract(Technique())  # what a first pass caches is not the technique's doing
-        before = Snapshot.of(self.backbone)
+        before = Intact(self.backbone, self.samples, self.latents)
         technique = fresh(self.technique)
-        technique.fit(self.backbone, self.samples)
+        technique.fit(self.backbone, technique.visible(self.samples))
         self.extract(technique)
         with contextlib.suppress(_Interruption), torch.no_grad(), technique.attach(self.backbone):
             raise _Interruption  # an interrupted screen must leave the backbone whole as well
-        changed = before.differences(Snapshot.of(self.backbone))
+        changed = before.changes()
         if changed:
             raise Broken(f"changed for good: {', '.join(changed[:5])}{' ...' if len(changed) > 5 else ''}")
-        return f"{before.tensors} parameters and buffers, hooks and attributes as before"
+        return f"{len(before.weights)} parameters and buffers, hooks, functions and samples as before"
+
+    def shapes(self) -> str:
+        [vanilla] = self.extract(Technique())
+        for (t, _), result in self.results.items():
+            for name, row in vanilla.rows.items():
+                expected = {tuple(value.shape) for value in row.values()}
+                found = {tuple(value.shape) for value in result.rows[name].values()}
+                if found != expected:
+                    raise Broken(
+                        f"{name} is {_each(found)} at t = {t}, and the backbone's is {_each(expected)}: nothing can be "
+                        "compared with it"
+                    )
+        return "as vanilla's, a sample at a time"
 
     def finite(self) -> str:
         for (t, _), result in self.results.items():
@@ -134,7 +157,7 @@ class _Invariants(Examination):
         try:
             torch.manual_seed(12345)  # the global random state must not matter, neither to fit nor to a pass
             technique = fresh(self.technique)
-            technique.fit(self.backbone, self.samples)
+            technique.fit(self.backbone, technique.visible(self.samples))
             _, again = self.extract(
                 technique, [(TIMESTEPS[1], 1), (TIMESTEPS[0], 0)]
             )  # nor a pass in between

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 from ldm_keys import unet_keys, vae_keys
-from small_pipelines import build
+from small_pipelines import build, byte_tokenizer
 from typer.testing import CliRunner
 
 import gate
 from gate.backbones import hub, load
 from gate.backbones.index import part_names
-from gate.backbones.parts import vae_dtype
+from gate.backbones.parts import load_parts, vae_dtype
+from gate.backbones.trusted import CLASSES, trusted_class
 from gate.cli import app
 from gate.errors import ConfigurationError, MissingWeightsError, UsageError
 
@@ -64,6 +65,40 @@ def test_code_of_a_repository_is_never_run(copy: Path) -> None:
     (copy / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(ConfigurationError, match=r"my_unet\.CLIPTextModelWithProjection.*never run"):
         gate.load_backbone(str(copy))
+
+
+def test_of_a_processor_the_words_are_read_as_its_tokenizer_file_has_them(tmp_path: Path) -> None:
+    """Flux 2's tokenizer is a processor, whose class an Auto class would look up."""
+    tokenizer = byte_tokenizer("Qwen2Tokenizer")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    index = {"tokenizer": ["transformers", "PixtralProcessor"]}
+    read = load_parts("x", tmp_path, index, ["tokenizer"], torch.float32)["tokenizer"]
+    chat = [{"role": "user", "content": "a cat"}]
+    for words in ("a red cat", "<|im_start|>", tokenizer.apply_chat_template(chat, tokenize=False)):
+        assert read(words).input_ids == tokenizer(words).input_ids
+    assert read.apply_chat_template(chat, tokenize=False) == tokenizer.apply_chat_template(
+        chat, tokenize=False
+    )
+    assert read.pad_token == tokenizer.pad_token
+
+
+def test_a_family_names_further_classes() -> None:
+    asked = ("x", "text_encoder", "transformers", "GPT2Model")
+    with pytest.raises(ConfigurationError, match="not among the classes that gate loads"):
+        trusted_class(*asked, frozenset())
+    assert trusted_class(*asked, frozenset({"transformers.GPT2Model"})).__name__ == "GPT2Model"
+
+
+def test_every_class_of_the_list_is_one_and_none_is_an_auto_class() -> None:
+    import transformers
+
+    for library, every in CLASSES.items():
+        assert not [cls for cls in every if cls.startswith("Auto") and not cls.startswith("Autoencoder")]
+        if library == "transformers":
+            models = [getattr(transformers, cls, None) for cls in every]
+            assert (
+                sum(model is not None for model in models) >= len(models) - 2
+            )  # MT5's are gone since version 5
 
 
 def test_half_precision_only_is_loaded_as_that(copy: Path) -> None:

@@ -125,9 +125,9 @@ def test_wrong_settings_are_one_sentence(changes: dict[str, Any], text: str, tmp
 def test_the_others_are_fitted_and_screened_as_techniques(
     name: str, tmp_path: Path, tiny: Any, scenes: Any
 ) -> None:
-    from gate.testing.snapshot import Snapshot
+    from gate.intact import Intact
 
-    before = Snapshot.of(tiny)
+    before = Intact(tiny)
     path = fitted(tmp_path / "net", name=name, steps=2)
     report = json.loads((path / "fit.json").read_text())
     assert set(report["held_out"]) == {"0", "2"}
@@ -136,7 +136,7 @@ def test_the_others_are_fitted_and_screened_as_techniques(
     technique.check(tiny, scenes)
     changed, plain = (tiny.extract(scenes[:1].samples, technique=t) for t in (technique, ""))
     assert any(not torch.equal(changed[k], plain[k]) for k in plain)
-    assert not before.differences(Snapshot.of(tiny))
+    assert not before.changes()
 
 
 def test_a_gain_is_measured_against_the_plain_backbone(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sklearn.metrics import balanced_accuracy_score, jaccard_score
 
 from gate.errors import ConfigurationError, PluginError
-from gate.measure import confusion_error, confusion_margins
+from gate.measure import confusion_error, confusion_margins, confusion_slope
 from gate.probe import Probe, grid_mask, label_counts, make_folds, map_counts, probe_map
 from gate.sample import Sample, SampleSet
 
@@ -176,3 +176,18 @@ def test_a_probe_without_facts_or_method_is_refused_where_it_is_written():
         type("Bare", (Probe,), {"name": "bare"})
     with pytest.raises(PluginError, match="must define `evaluate`"):
         type("Idle", (Probe,), {"name": "idle", "summary": "s", "source": "s"})
+
+
+@pytest.mark.parametrize("figure", ["miou", "balanced-accuracy"])
+def test_the_slope_of_a_figure_is_its_derivative_by_the_counts(figure):
+    counts = np.random.default_rng(0).integers(1, 9, (4, 4)).astype(float)
+    counts[2] = 0  # a class that the truth does not hold
+    got = confusion_slope(counts, figure)
+    margins = confusion_margins(counts)
+    for i in (0, 1, 3):
+        for j in range(4):
+            moved = margins.copy()
+            moved[1, j] += 1e-6  # predicted, the truth unchanged
+            moved[2, j] += 1e-6 * (i == j)
+            difference = confusion_error(moved, figure) - confusion_error(margins, figure)
+            assert got[i, j] == pytest.approx(difference / 1e-6, abs=1e-6)

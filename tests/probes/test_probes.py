@@ -155,15 +155,15 @@ def test_pixel_linear_without_subsampling_is_the_plain_scikit_learn_pipeline():
 def test_fit_ridge_solves_the_weighted_normal_equations():
     rng = np.random.default_rng(0)
     rows, y = rng.standard_normal((60, 5)) * [1, 2, 3, 4, 5] + 7, np.array([0] * 40 + [2] * 15 + [3] * 5)
-    weights, bias, present = fit_ridge(rows, y, alpha=3.0)
+    fit = fit_ridge(rows, y, 3.0, np.arange(60), np.arange(0))
     z = (rows - rows.mean(0)) / rows.std(0)
     w = np.array([60 / (3 * (y == v).sum()) for v in y])
     design = np.column_stack([z, np.ones(60)])
     penalty = 3.0 * np.diag([1, 1, 1, 1, 1, 0])
     onehot = (y[:, None] == [0, 2, 3]).astype(float)
     solution = np.linalg.solve(design.T @ (w[:, None] * design) + penalty, design.T @ (w[:, None] * onehot))
-    np.testing.assert_allclose(rows @ weights.T + bias, design @ solution, atol=1e-8)
-    assert present.tolist() == [0, 2, 3]
+    np.testing.assert_allclose(fit.responses(rows.T[None])[0].T, design @ solution, atol=1e-8)
+    assert fit.ridge.present.tolist() == [0, 2, 3]
 
 
 def test_subsampling_loses_little():

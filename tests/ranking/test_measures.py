@@ -11,8 +11,7 @@ from gate.errors import PluginError
 from gate.measure import Measure, confusion_error, confusion_margins
 from gate.metric import Metric
 from gate.probe import Probe
-from gate.ranking.comparison import Comparison
-from gate.ranking.entry import Evidence, Ranking, Weights
+from gate.ranking.entry import Evidence, Ranking
 from gate.ranking.rank import rank
 
 FACTS = {"summary": "s", "source": "s", "unit": "u", "weakness": "w"}
@@ -121,28 +120,6 @@ def test_a_set_statistic_gives_what_sums_give_where_both_can() -> None:
             (other.value, other.low, other.high), rel=1e-9
         )
     assert sums.p_holm == by_set.p_holm
-
-
-class Total(Metric):
-    """The mean, as a statistic of the set."""
-
-    name = "total"
-    summary, source, unit, weakness = FACTS.values()
-
-    def shift(self, features: Any, reference: Any) -> Any:
-        raise NotImplementedError
-
-    def error_of_set(self, columns: Any, multiplicities: Any) -> Any:
-        return multiplicities @ columns[:, 0] / multiplicities.sum(-1)
-
-
-@pytest.mark.parametrize("measure", [Measure(), Total()], ids=["sums", "set"])
-def test_samples_that_trade_places_by_hand(measure: Measure) -> None:
-    # vanilla 2 and 5, technique 0 and 1: (7 - 1) / 8; the first swapped 3 beside 5, the second 5 beside 3
-    vanilla, technique = (Evidence({"x": np.array(v)[:, None]}) for v in ([2.0, 5.0], [0.0, 1.0]))
-    comparison = Comparison(vanilla, {"t": technique}, {"x": measure}, Weights(), ("x",), ())
-    swapped = np.array([[False, False], [True, False], [False, True], [True, True]])
-    np.testing.assert_allclose(comparison.swapped("t")(swapped), [0.75, 0.25, -0.25, -0.75])
 
 
 def test_numbers_outside_the_range_are_refused_and_nan_is_not() -> None:

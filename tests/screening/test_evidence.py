@@ -20,12 +20,12 @@ from gate.metrics.eps import Eps
 from gate.probe import Probe, label_counts
 from gate.request import Request, Response
 from gate.screening import results as results_module
+from gate.screening.attempt import VANILLA
 from gate.screening.bench import Bench, prepare
 from gate.screening.config import make_config
 from gate.screening.measure import measure, tally
 from gate.screening.measured import Measured, Tally
 from gate.screening.results import assemble
-from gate.screening.workers import VANILLA
 from gate.technique import Technique
 from tests.closed_form import UNIT, ClosedForm, flat_samples, known_noise
 
@@ -153,7 +153,8 @@ class Telling(Leaking):
 
     def denoise(self, request: Request, call_next: Any) -> Response:
         response = super().denoise(request, call_next)
-        signs = torch.tensor([2.0 * s.label - 1 for s in request.batch.samples])
+        blues = [int(s.image[0, 0, 2]) for s in request.batch.samples]  # odd ones are the second class
+        signs = torch.tensor([2.0 * (blue % 2) - 1 for blue in blues])
         return response.with_(
             features={
                 k: torch.ones_like(v) * signs[:, None, None, None] for k, v in response.features.items()

@@ -150,7 +150,7 @@ def test_what_is_not_here_is_said_without_asking_the_network(
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between tries
     with pytest.raises(MissingWeightsError, match="hf download nobody/nothing"):
         if kind == "captioner":
-            load_vision("nobody/nothing", "AutoModelForImageTextToText", "captioner", words=True)
+            load_vision("nobody/nothing", "image-to-text", "captioner", words=True)
         else:
             load_network(ControlNetModel, "nobody/nothing", "ControlNet", tiny)
     assert not asked

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from gate.adapters.merge import lora_weights
 from gate.backbone import Backbone
 from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError, UsageError
 from gate.registry import create_technique
@@ -139,3 +141,28 @@ def test_missing_and_wrong_weights_are_one_sentence(
     for source, error, text in cases:
         with pytest.raises(error, match=text), create_technique("lora", weights=source).attach(tiny):
             pass
+
+
+def test_the_module_that_a_lora_s_metadata_names_is_not_imported(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """peft imports what `megatron_core` says, and a safetensors file says it in its header."""
+    from peft.tuners.lora import tp_layer
+
+    (tmp_path / "planted_core.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w').write('ran')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(tp_layer, "get_default_module_allowlist", lambda: ["planted_core"], raising=False)
+    state = {
+        f"unet.{path}.lora_{side}.weight": value
+        for path, pair in factors(tiny).items()
+        for side, value in zip("AB", pair, strict=True)
+    }
+    facts = {"r": RANK, "lora_alpha": ALPHA, "target_modules": list(LAYERS), "megatron_config": {"a": 1}}
+    header = {f"unet.{key}": value for key, value in {**facts, "megatron_core": "planted_core.x"}.items()}
+    file = tmp_path / "evil.safetensors"
+    save_file(state, file, metadata={"format": "pt", "lora_adapter_metadata": json.dumps(header)})
+    found = lora_weights(tiny, str(file), "", 1.0)
+    assert set(found) == {f"unet.{path}.weight" for path in LAYERS} and not (tmp_path / "marker").exists()
+    for path, (a, b) in factors(tiny).items():
+        own = tiny.denoiser.get_submodule(path).weight  # type: ignore[union-attr]
+        torch.testing.assert_close(found[f"unet.{path}.weight"], own + ALPHA / RANK * b @ a)

@@ -16,6 +16,7 @@ from typing import Any
 from gate.backbones.index import part_of
 from gate.backbones.pipeline import PipelineBackbone
 from gate.errors import ConfigurationError
+from gate.plugins import tried
 
 GROUP = "gate.families"
 
@@ -39,12 +40,11 @@ def plugins() -> dict[str, type[PipelineBackbone] | str]:
     """Strangers' families by name; a text is why one does not load. A broken one is listed, never fatal."""
     found: dict[str, type[PipelineBackbone] | str] = {}
     for point in entry_points(group=GROUP):
-        try:
-            cls = point.load()
-            good = inspect.isclass(cls) and issubclass(cls, PipelineBackbone)
-            found[point.name] = cls if good else f"{point.value} is not a PipelineBackbone"
-        except (Exception, SystemExit) as error:  # whatever a stranger's module raises
-            found[point.name] = f"{type(error).__name__}: {error}"
+        cls, error = tried(point.load)
+        if inspect.isclass(cls) and issubclass(cls, PipelineBackbone):
+            found[point.name] = cls
+        else:
+            found[point.name] = error or f"{point.value} is not a PipelineBackbone"
     return found
 
 

@@ -10,6 +10,9 @@ from gate.report.figures.labels import place_labels
 
 if TYPE_CHECKING:
     from gate.runs.directory import Run
+    from gate.runs.schema import Results
+
+NAMED = "Named are winners, controls and the front, as far as there is room; the ranking names all."
 
 
 def draw(run: Run) -> Any:
@@ -26,7 +29,8 @@ def draw(run: Run) -> Any:
     axes.set_xscale("log")
     axes.set(xlim=(min(1.0, *calls) / 1.7, max(2.0, *calls) * 1.9), ylim=(bottom, top))
     axes.axhline(0, color="black", linewidth=0.8)
-    shown, outside = [(1.0, 0.0, "vanilla")], []
+    labelled = named(run.results)
+    shown, others, outside = [(1.0, 0.0, "vanilla")], [], []
     axes.plot(1, 0, marker="D", color="black", markersize=6, linestyle="none", zorder=3)
     for row in rows:
         x, y = row["cost"]["calls"], 100 * row["score"]
@@ -35,7 +39,10 @@ def draw(run: Run) -> Any:
             continue
         style = look.marker(row) | {"elinewidth": 0.8}
         axes.errorbar(x, y, yerr=look.whiskers(row["score"], row["ci_low"], row["ci_high"]), **style)
-        shown.append((x, y, row.name))
+        if row.name in labelled:
+            shown.append((x, y, row.name))
+        else:
+            others.append((x, y))
     front = _front(axes, rows)
     ticks = sorted({1.0, *(c for c in (2, 4, 8, 16, 32, 64, 128) if min(calls) <= c <= max(calls))})
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
@@ -43,11 +50,30 @@ def draw(run: Run) -> Any:
     axes.set_xlabel("denoiser calls per image, timestep and noise (log; lower is cheaper; vanilla = 1)")
     axes.set_ylabel("GATE score, %   (higher is better; vanilla = 0)")
     axes.set_title(f"Gain against cost, {look.level(run.results)} % intervals\n{look.basis(run.results)}")
-    if outside:
-        figure.supxlabel(f"Below the axis: {', '.join(outside)}", fontsize=7.5, color=look.GREY)
+    look.footnote(
+        figure, [NAMED if others else "", f"Below the axis: {', '.join(outside)}" if outside else ""]
+    )
     axes.legend(handles=[*look.marker_legend(rows), front], loc="lower right", fontsize=8)
-    place_labels(figure, axes, shown)
+    place_labels(figure, axes, shown, others=others)
     return figure
+
+
+def named(results: Results) -> set[str]:
+    """Who is labelled where all would cover each other: winners, controls, and the front of gain against cost."""
+    rows = look.ranked(results)
+    at = {_point(r): r.name for r in reversed(rows) if _competes(r)}  # of several on one spot, the first
+    controls = {r.name for r in rows if r.negative_control}
+    return {at[p] for p in pareto([*at])} | controls | set(results.winners)
+
+
+def _competes(row: look.Row) -> bool:
+    """Controls and leaks are no candidates for the front, nor is what does not differ from vanilla."""
+    return look.kind(row) == "technique" and row.verdict == "better" and look.finite(row.cost.calls)
+
+
+def _point(row: look.Row) -> tuple[float, float]:
+    assert row.cost.calls is not None and row.score is not None
+    return row.cost.calls, 100 * row.score
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -60,9 +86,8 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _front(axes: Any, rows: Sequence[look.Row]) -> Any:
-    """A step line from vanilla up; controls and leaks are no candidates."""
-    candidates = [(r["cost"]["calls"], 100 * r["score"]) for r in rows if look.kind(r) == "technique"]
-    front = pareto([(1.0, 0.0), *candidates])
+    """A step line from vanilla up."""
+    front = pareto([(1.0, 0.0), *(_point(r) for r in rows if _competes(r))])
     x, y = [p[0] for p in front], [p[1] for p in front]
     (line,) = axes.plot(
         [*x, axes.get_xlim()[1]],
@@ -71,6 +96,6 @@ def _front(axes: Any, rows: Sequence[look.Row]) -> Any:
         color=look.GREEN,
         linewidth=1.3,
         zorder=1,
-        label="Pareto front (no controls, no leaks)",
+        label="front: better than vanilla, no control, no leak",
     )
     return line

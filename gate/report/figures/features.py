@@ -35,14 +35,16 @@ def draw(run: Run) -> Any:
     for axes, (name, sheet) in zip(cells, blocks, strict=False):
         axes.imshow(grid([[tile(picture, SIDE) for picture in sheet]], GAP), interpolation="none")
         axes.set_title(_short(name), fontsize=8, loc="center")
-    t = results.axes.timestep[-1]
-    figure.suptitle(
-        f"Features as colours: three principal components of the clean input's, shared by all, at t = {t}\n"
-        f"{each} sample{'s' if each > 1 else ''} of {results.data.name}, "
-        f"{results.config['backbone']}; closer to the input at t = 0 is better",
-        fontsize=9.5,
-        x=0.01,
-        ha="left",
+    t, layer = results.axes.timestep[-1], results.axes.picture_layer
+    of = f" of {layer}" if layer else ""
+    look.heading(
+        figure,
+        [
+            f"Features{of} as colours: three principal components of the clean input's, shared by all, at t = {t}",
+            f"{each} sample{'s' if each > 1 else ''} of {results.data.name}, "
+            f"{results.config['backbone']}; closer to the input at t = 0 is better",
+        ],
+        size=9.5,
     )
     return figure
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gate.report.figures import look
+from gate.report.figures.cost import NAMED, named
 from gate.report.figures.labels import place_labels
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ def draw(run: Run) -> Any:
     axes.set(xlim=limits["suppression"], ylim=limits["probe_gain"])
     axes.axhline(0, color="black", linewidth=0.8)
     axes.axvline(0, color="black", linewidth=0.8)
-    shown, outside = [], []
+    labelled = named(run.results)
+    shown, others, outside = [], [], []
     for row in rows:
         x, y = 100 * row["suppression"], 100 * row["probe_gain"]
         if x < limits["suppression"][0] or y < limits["probe_gain"][0]:
@@ -31,19 +33,23 @@ def draw(run: Run) -> Any:
         style = look.marker(row) | {"elinewidth": 0.8}
         bars = [look.whiskers(row[k], row[f"{k}_low"], row[f"{k}_high"]) for k in limits]
         axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], **style)
-        shown.append((x, y, row.name))
+        if row.name in labelled:
+            shown.append((x, y, row.name))
+        else:
+            others.append((x, y))
     axes.set_xlabel("suppression: content shift that is gone, %   (higher is better)")
     axes.set_ylabel("probe gain: probe error that is gone, %   (higher is better)")
     axes.set_title(
         f"Suppression and probe gain; vanilla is the origin; {look.level(run.results)} % intervals\n"
         f"{look.basis(run.results)}"
     )
-    if outside:
-        figure.supxlabel(f"Outside the axes: {', '.join(outside)}", fontsize=7.5, color=look.GREY)
+    look.footnote(
+        figure, [NAMED if others else "", f"Outside the axes: {', '.join(outside)}" if outside else ""]
+    )
     handles = look.marker_legend(rows)
     if handles:
         axes.legend(handles=handles, loc="lower right", fontsize=8)
-    place_labels(figure, axes, shown)
+    place_labels(figure, axes, shown, others=others)
     return figure
 
 

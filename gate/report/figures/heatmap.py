@@ -28,7 +28,7 @@ def draw(run: Run) -> Any:
     table = 100 * cells.reshape(len(rows), -1)
     limit = colour_limit(table[np.isfinite(table)])
     width, columns = 2.9 + 0.55 * table.shape[1], table.shape[1]
-    figure = look.new_figure(max(width, 6.8), max(1.9 + 0.27 * len(rows), 3.4))
+    figure = look.new_figure(max(width, 6.8), max(1.9 + look.pitch(len(rows)) * len(rows), 3.4))
     axes = figure.add_subplot()
     colours = colormaps["RdBu"].with_extremes(bad="#D9D9D9")
     shown = axes.imshow(np.ma.masked_invalid(table), cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
@@ -49,10 +49,13 @@ def draw(run: Run) -> Any:
     bar = figure.colorbar(shown, ax=axes, extend="both", fraction=0.05, pad=0.02)
     bar.set_label("suppression, %  (blue: better than vanilla)", fontsize=8)
     bar.outline.set_visible(False)
-    axes.set_title(
-        f"Suppression by technique, timestep and layer (higher is better; vanilla = 0)\n"
-        f"{look.basis(run.results)}\nmean of {', '.join(metrics)}",
-        pad=20,
+    look.heading(
+        figure,
+        [
+            "Suppression by technique, timestep and layer (higher is better; vanilla = 0)",
+            look.basis(run.results),
+            f"mean of {', '.join(metrics)}",
+        ],
     )
     return figure
 

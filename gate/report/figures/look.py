@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from gate.runs.directory import one_move
 from gate.runs.schema import Results
 from gate.runs.schema import Row as Row
 
 # Okabe and Ito's palette: distinct under every common colour blindness; markers differ as well
 BLUE, ORANGE, VERMILION, GREEN, GREY, BAND = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#707070", "#EEF1F4"
 DPI = 150
+TALLEST = 13.3  # inches: 2000 pixels, more is scrolled past and not looked at
 _RC = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -32,6 +35,8 @@ _RC = {
     "svg.hashsalt": "gate",
     "svg.fonttype": "path",
     "image.interpolation": "nearest",
+    "text.parse_math": False,  # names are names: a dollar in one is no formula
+    "text.usetex": False,
 }
 _MARKERS = {  # kind -> (colour, marker, filled, what it is called)
     "technique": (BLUE, "o", True, "technique"),
@@ -57,9 +62,11 @@ def new_figure(width: float, height: float) -> Any:
 def save(figure: Any, stem: Path) -> list[Path]:
     """Write PNG and SVG; the same figure gives the same bytes."""
     files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-    figure.savefig(files[0], dpi=DPI, metadata={"Software": None})
+    with one_move(files[0]) as file:
+        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
     figure.set_layout_engine("none")  # it is laid out already; doing it again takes a tenth of the time
-    figure.savefig(files[1], metadata={"Date": None, "Creator": None})
+    with one_move(files[1]) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return files
 
 
@@ -116,6 +123,26 @@ def basis(results: Results) -> str:
 def level(results: Results) -> int:
     """The level of the intervals in per cent."""
     return round(100 * results.score.confidence)
+
+
+def heading(figure: Any, lines: Sequence[str], size: float = 10.5) -> None:
+    """The title of a whole figure from its left edge, broken where the figure ends."""
+    figure.suptitle(_wrapped(figure, lines, size), fontsize=size, x=0.01, ha="left")
+
+
+def footnote(figure: Any, sentences: Sequence[str], size: float = 7.5) -> None:
+    """Small grey lines under everything, broken where the figure ends."""
+    figure.supxlabel(_wrapped(figure, sentences, size), fontsize=size, color=GREY)
+
+
+def _wrapped(figure: Any, sentences: Sequence[str], size: float) -> str:
+    width = int(figure.get_figwidth() * 72 / (0.6 * size))  # characters of this size that fit
+    return "\n".join(line for sentence in sentences for line in textwrap.wrap(sentence, width))
+
+
+def pitch(rows: int) -> float:
+    """Inches a row: less where there are many, so that a picture stays below 2000 pixels."""
+    return min(0.27, (TALLEST - 2.2) / max(rows, 1))
 
 
 def whiskers(value: float, low: float | None, high: float | None) -> list[list[float]] | None:

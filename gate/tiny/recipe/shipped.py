@@ -15,7 +15,7 @@ import torch
 from gate.adapters.networks import FOLDER
 from gate.errors import UsageError
 from gate.measure import share_removed
-from gate.ranking.statistics import Interval, paired_bca
+from gate.ranking.statistics import Interval, paired_interval
 
 TABLE_START, TABLE_END = "<!-- companions -->", "<!-- end of companions -->"
 KEPT = ("*.safetensors", "config.json", "fit.json", "image_encoder/*")
@@ -114,7 +114,7 @@ def x0_error_removed(technique_name: str, data: str, n: int = SAMPLES) -> Interv
                     found[i : i + 25, seed] = (x0 - batch.x0).square().mean(dim=(1, 2, 3)).numpy()
         errors.append(found.mean(axis=1)[:, None])
     ours, vanilla = errors
-    return paired_bca(lambda i: share_removed(ours[i].mean(axis=-2), vanilla[i].mean(axis=-2)), n, seed=0)
+    return paired_interval(lambda counts: share_removed(counts @ ours, counts @ vanilla), n, seed=0)
 
 
 def measure(weights: Path, to: Path) -> dict[str, Interval]:

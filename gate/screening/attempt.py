@@ -1,0 +1,119 @@
+"""One technique, tried: its numbers, or why there are none."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gate.errors import GateError, MissingWeightsError, OutOfMemoryError, UnsuitableError
+from gate.registry import create_technique
+from gate.technique import Technique
+
+if TYPE_CHECKING:
+    from gate.intact import Intact
+    from gate.screening.bench import Bench
+    from gate.screening.measured import Measured
+
+VANILLA = "vanilla"
+MAX_NAMED = 3
+# what torch says on a CPU, where it raises a RuntimeError
+NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of one technique. failed: by an error, not by what it needs. notices: lines for the user.
+
+    unfetched: whether what it needs is weights. changed: what it left changed of that which all share, by name. full:
+    the number of the system's error where the run's disk took no more, which ends the screening.
+    """
+
+    name: str
+    measured: Measured | None = None
+    reason: str = ""
+    fix: str = ""
+    failed: bool = False
+    notices: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    unfetched: bool = False
+    full: int = 0
+
+
+def failure(name: str, reason: str, notices: tuple[str, ...] = (), changed: tuple[str, ...] = ()) -> Attempt:
+    """A technique that broke, rather than did not fit."""
+    return Attempt(name, None, reason, f"Run: gate check '{name}'", True, notices, changed)
+
+
+def attempt(bench: Bench, name: str, tick: Callable[[int], None], intact: Intact) -> Attempt:
+    """Measure one technique; whatever it raises becomes part of the result, and so does what it left changed."""
+    from gate.screening.measure import ours
+    from gate.screening.shelf import NoRoomError
+
+    notices: list[str] = []
+    try:
+        technique = Technique() if name == VANILLA else create_technique(name)
+        technique.check(bench.backbone, technique.visible(bench.samples))
+        bench.memo.keeping = ours(technique)
+        found = Attempt(name, _within_memory(bench, technique, tick, notices.append), notices=tuple(notices))
+    except NoRoomError as error:
+        found = Attempt(name, reason=str(error), full=error.errno or 0)
+    except UnsuitableError as error:
+        unfetched = isinstance(error.__cause__, MissingWeightsError)
+        found = Attempt(name, None, error.reason, error.fix, unfetched=unfetched)
+    except KeyboardInterrupt:
+        if multiprocessing.parent_process() is None:
+            raise  # the user's, not a technique's in its fork
+        found = failure(name, "KeyboardInterrupt", tuple(notices))
+    except (
+        BaseException
+    ) as error:  # a technique may be a stranger's, and call sys.exit: told, and the others go on
+        reason = str(error) if isinstance(error, GateError) else f"{type(error).__name__}: {error}"
+        found = failure(name, reason, tuple(notices))
+    changed = tuple(intact.changes())
+    if not changed:
+        return found
+    shown = ", ".join(changed[:MAX_NAMED]) + (
+        f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else ""
+    )
+    reason = f"it changed for good what all techniques share: {shown}"
+    return failure(name, f"{found.reason}; {reason}" if found.failed else reason, found.notices, changed)
+
+
+def expected_calls(name: str) -> float:
+    """Denoiser calls that a technique declares; 0 where it cannot say."""
+    try:
+        return 0.0 if name == VANILLA else create_technique(name).cost.total
+    except BaseException:  # a stranger's constructor or cost; `attempt` meets it again and tells it
+        return 0.0
+
+
+def _within_memory(
+    bench: Bench, technique: Technique, tick: Callable[[int], None], log: Callable[[str], None]
+) -> Measured:
+    """Measure; where memory runs out, halve the batch and try again. Raises OutOfMemoryError at batch size 1."""
+    from gate.screening import measure
+
+    size = bench.batch_size
+    while True:
+        try:
+            return measure.measure(bench, technique, tick, batch_size=size)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if size == 1:
+                raise OutOfMemoryError(
+                    f"{technique.name} does not fit into memory even at batch size 1; use --dtype float16 or a "
+                    "smaller backbone."
+                ) from error
+            size //= 2
+            log(f"out of memory in {technique.name}: going on with batches of {size}")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(text in str(error) for text in NO_MEMORY)
