@@ -26,7 +26,8 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memo
 class Attempt:
     """What came of one technique. failed: by an error, not by what it needs. notices: lines for the user.
 
-    unfetched: whether what it needs is weights. changed: what it left changed of that which all share, by name.
+    unfetched: whether what it needs is weights. changed: what it left changed of that which all share, by name. full:
+    the number of the system's error where the run's disk took no more, which ends the screening.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Attempt:
     notices: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     unfetched: bool = False
+    full: int = 0
 
 
 def failure(name: str, reason: str, notices: tuple[str, ...] = (), changed: tuple[str, ...] = ()) -> Attempt:
@@ -47,6 +49,7 @@ def failure(name: str, reason: str, notices: tuple[str, ...] = (), changed: tupl
 def attempt(bench: Bench, name: str, tick: Callable[[int], None], intact: Intact) -> Attempt:
     """Measure one technique; whatever it raises becomes part of the result, and so does what it left changed."""
     from gate.screening.measure import ours
+    from gate.screening.shelf import NoRoomError
 
     notices: list[str] = []
     try:
@@ -54,6 +57,8 @@ def attempt(bench: Bench, name: str, tick: Callable[[int], None], intact: Intact
         technique.check(bench.backbone, technique.visible(bench.samples))
         bench.memo.keeping = ours(technique)
         found = Attempt(name, _within_memory(bench, technique, tick, notices.append), notices=tuple(notices))
+    except NoRoomError as error:
+        found = Attempt(name, reason=str(error), full=error.errno or 0)
     except UnsuitableError as error:
         unfetched = isinstance(error.__cause__, MissingWeightsError)
         found = Attempt(name, None, error.reason, error.fix, unfetched=unfetched)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -220,6 +221,8 @@ def _measure_all(
             if tried.measured is not None:
                 save_part(folder, tried.name, tried.measured, mark)
                 append_journal(folder, name=tried.name, calls=tried.measured.calls, ms=tried.measured.ms)
+            elif tried.full:
+                raise OSError(tried.full, os.strerror(tried.full))
             elif tried.name == VANILLA:
                 raise ConfigurationError(f"The plain backbone could not be measured: {tried.reason}")
             else:

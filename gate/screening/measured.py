@@ -31,6 +31,7 @@ Cell = tuple[int, int]  # of a timestep and a noise seed, by position
 # what scores.safetensors calls the tables, and what it says of costs
 TABLES = {"shift": "shift", "prediction": "prediction", "probe": "counts", "refit": "refit", "image": "image"}
 COSTS = ("per_image", "per_pass", "ms", "fit_seconds")
+SOME = ("carried", "unseen")  # arrays that not every technique has
 
 
 @dataclass
@@ -83,8 +84,10 @@ def unpack(
             head, _, name = key.partition("/")
             if head in TABLES:
                 getattr(m, TABLES[head])[name] = values[i]
-        m.scale, m.carried = scores["feature-scale"][i], scores["carried"][i]
-        m.unseen = scores["unseen"][i] if np.isfinite(scores["unseen"][i]).all() else None
+        m.scale = scores["feature-scale"][i]
+        for kind in SOME:
+            there = kind in scores and not np.isnan(scores[kind][i]).all()
+            setattr(m, kind, scores[kind][i] if there else None)
         m.reconstructions = pictures["reconstruction"][i] if "reconstruction" in pictures else None
         m.pca = pictures["pca"][i] if "pca" in pictures else None
     return found

@@ -22,7 +22,7 @@ from gate.screening.attempt import VANILLA
 from gate.screening.bench import Bench
 from gate.screening.config import SCORE_METRICS
 from gate.screening.doubts import Doubt, counting, doubt, doubt_notes
-from gate.screening.measured import TABLES, Measured
+from gate.screening.measured import SOME, TABLES, Measured
 from gate.screening.pictures import PCA_SAMPLES, pca_image, pca_layer
 from gate.screening.remarks import notes, score_probes, steps, unconfirmed
 from gate.version import __version__
@@ -87,7 +87,7 @@ def assemble(
         "notes": [*doubt_notes(doubts), *notes(bench, ranking, doubts, controls, silent)],
         "vanilla": _vanilla(bench, measured[VANILLA]),
     }
-    return results, _dense(bench, measured, names), _pictures(bench, measured, names)
+    return results, _dense(measured, names), _pictures(bench, measured, names)
 
 
 def _evidence(bench: Bench, m: Measured) -> Evidence:
@@ -231,7 +231,7 @@ def _vanilla(bench: Bench, m: Measured) -> dict[str, Any]:
     }
 
 
-def _dense(bench: Bench, measured: Mapping[str, Measured], names: list[str]) -> Arrays:
+def _dense(measured: Mapping[str, Measured], names: list[str]) -> Arrays:
     """Every number, axis 0 the techniques with vanilla first."""
     order = [measured[n] for n in (VANILLA, *names)]
     arrays: Arrays = {}
@@ -239,9 +239,12 @@ def _dense(bench: Bench, measured: Mapping[str, Measured], names: list[str]) -> 
         for key in getattr(order[0], table):
             arrays[f"{head}/{key}"] = np.stack([getattr(m, table)[key] for m in order])
     arrays["feature-scale"] = np.stack([m.scale for m in order if m.scale is not None])
-    arrays["carried"] = np.stack([m.carried for m in order if m.carried is not None])
-    unasked = np.full(3, np.nan, np.float32)
-    arrays["unseen"] = np.stack([unasked if m.unseen is None else m.unseen for m in order])
+    for kind in SOME:
+        known = [getattr(m, kind) for m in order if getattr(m, kind) is not None]
+        if known:
+            nothing = np.full_like(known[0], np.nan)
+            rows = (getattr(m, kind) for m in order)
+            arrays[kind] = np.stack([nothing if row is None else row for row in rows])
     return arrays
 
 

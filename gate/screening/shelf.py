@@ -13,9 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gate.errors import FULL
 from gate.machine import release
 
 IN_MEMORY = 128 << 20  # bytes of one shelf; a larger one goes to the disk
+
+
+class NoRoomError(OSError):
+    """The disk that shelves lie on is full; no technique's fault."""
 
 
 class Shelf:
@@ -67,8 +72,15 @@ class Shelf:
             self.held = torch.empty((self.n, *values.shape[1:]), dtype=values.dtype, device=values.device)
             return
         with tempfile.TemporaryFile(dir=self.folder) as file:
-            if hasattr(
-                os, "posix_fallocate"
-            ):  # a full disk is an error here, and a dead process when it is mapped
-                os.posix_fallocate(file.fileno(), 0, self.n * size)
+            _reserve(file.fileno(), self.n * size)
             self._file = np.memmap(file, dtype=np.uint8, mode="w+", shape=(self.n, size))
+
+
+def _reserve(file: int, size: int) -> None:
+    """Room on the disk, where the system can promise it: without it, who writes to the mapped file is killed."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file, 0, size)
+        except OSError as error:
+            if error.errno in FULL:
+                raise NoRoomError(error.errno, error.strerror) from error

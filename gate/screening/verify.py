@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from gate.errors import ConfigurationError, DamagedError
 from gate.runs.directory import PICTURES, SCORES, open_run, plain, read_arrays, read_run
 from gate.runs.schema import Results
-from gate.screening.attempt import VANILLA
+from gate.screening.attempt import Attempt
 from gate.screening.config import make_config
 from gate.screening.outcome import Log
+from gate.screening.workers import attempts, choose_workers
 
 if TYPE_CHECKING:
     from gate.screening.bench import Bench
@@ -69,11 +70,11 @@ def verify(
     lines.append(_ranked_anew(bench, measured, opened.results))
     drawn = sorted(random.Random(seed).sample(sorted(measured), math.ceil(SHARE * len(measured))))
     count, largest = 0, 0.0
-    for done, name in enumerate(drawn):
-        progress(name, done, len(drawn))
-        numbers, difference = _measured_anew(bench, name, measured[name])
+    anew = attempts(bench, drawn, choose_workers(bench, len(drawn)), lambda *_: None)
+    for done, tried in enumerate(anew, 1):
+        numbers, difference = _measured_anew(bench, tried, measured[tried.name])
         count, largest = count + numbers, max(largest, difference)
-    progress(drawn[-1], len(drawn), len(drawn))
+        progress(tried.name, done, len(drawn))
     lines.append(
         f"Measured again: {len(drawn)} of {len(measured)} techniques ({', '.join(drawn)}; seed {seed}), {count:,} "
         f"numbers. The largest difference is {largest:.1e} of the largest number of its kind; "
@@ -88,10 +89,8 @@ def _ranked_anew(bench: Bench, measured: Mapping[str, Measured], told: Results) 
 
     skipped = [s.model_dump() for s in told.skipped]
     made, _, _ = assemble(bench, measured, skipped)
-    ours, theirs = (
-        {k: plain(results)[k] for k in ("axes", "score", "ranking", "winners", "notes", "vanilla")}
-        for results in (made, told)
-    )
+    again = Results.model_validate(plain({**told.model_dump(), **made}))
+    ours, theirs = (r.model_dump(mode="json", exclude={"created", "gate_version"}) for r in (again, told))
     pairs = list(_leaves(ours, theirs, ""))
     for place, a, b in pairs:
         numbers = all(isinstance(v, (int, float)) for v in (a, b))
@@ -114,20 +113,19 @@ def _leaves(a: Any, b: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
         yield place, a, b
 
 
-def _measured_anew(bench: Bench, name: str, told: Measured) -> tuple[int, float]:
+def _measured_anew(bench: Bench, tried: Attempt, told: Measured) -> tuple[int, float]:
     """How many numbers were measured again, and the largest difference. Raises DamagedError where it is too large."""
-    from gate.registry import create_technique
-    from gate.screening import measure
     from gate.screening.measured import TABLES
-    from gate.technique import Technique
 
-    made = measure.measure(bench, Technique() if name == VANILLA else create_technique(name))
+    name, made = tried.name, tried.measured
+    if made is None:
+        raise ConfigurationError(f"{name} could not be measured again: {tried.reason}.")
     allowed, count, largest = _allowed(bench), 0, 0.0
     for table in TABLES.values():
         for key, theirs in getattr(told, table).items():
             ours = getattr(made, table).get(key)
             difference = _difference(ours, theirs)
-            limit = COUNTED if table == "counts" else allowed
+            limit = COUNTED if table in ("counts", "refit") else allowed
             if not difference <= limit:
                 raise DamagedError(
                     f"{key} of {name} does not come out again: it differs by {difference:.1e} of its largest value, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -285,3 +286,24 @@ def test_parts_of_an_older_gate_are_refused(begun: Path) -> None:
     for part in begun.glob("parts/*.safetensors"):
         save_file(load_file(part), part)
     refused(gate("resume", begun, "--quiet"), "has no checksum; delete it, and gate resume")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "\x00", '{"config": {}, "digest": "0"}', '{"hashes": {}}']
+)
+def test_a_run_json_that_is_no_run_json_is_a_sentence(begun: Path, content: str) -> None:
+    (begun / "run.json").write_text(content, encoding="utf-8")
+    refused(gate("resume", begun), "run.json")
+
+
+def test_what_is_no_run_is_told(begun: Path, tmp_path: Path) -> None:
+    for reader in ("rank", "plot", "verify"):
+        done = gate(reader, begun)
+        assert (
+            done.exit_code == 2 and f"It was interrupted; finish it with: gate resume {begun}" in done.stderr
+        )
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "empty" / "run.json")
+    for reader, place in itertools.product(READERS, ("empty", "nowhere")):
+        done = gate(reader, tmp_path / place)
+        assert done.exit_code == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1

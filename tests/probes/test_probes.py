@@ -16,7 +16,6 @@ from gate.probe import Folds, Probe, grid_mask, make_folds
 from gate.probes.knn import Knn
 from gate.probes.linear import Linear
 from gate.probes.pixel_linear import PixelLinear, fit_ridge
-from gate.ridge import BLUR, balanced_ridge, blurred
 from gate.sample import Sample, SampleSet
 
 CLASSES, SIDE = 4, 8
@@ -165,69 +164,6 @@ def test_fit_ridge_solves_the_weighted_normal_equations():
     solution = np.linalg.solve(design.T @ (w[:, None] * design) + penalty, design.T @ (w[:, None] * onehot))
     np.testing.assert_allclose(fit.responses(rows.T[None])[0].T, design @ solution, atol=1e-8)
     assert fit.ridge.present.tolist() == [0, 2, 3]
-
-
-@pytest.mark.parametrize("columns", [5, 90], ids=["fewer columns than rows", "more"])
-def test_influence_is_the_derivative_by_a_rows_weight(columns):
-    rng = np.random.default_rng(1)
-    rows, y = rng.standard_normal((60, columns)), rng.permutation([0] * 40 + [2] * 15 + [3] * 5)
-    slope, total = rng.standard_normal((columns, 3)), rng.standard_normal(3)
-    design, onehot = np.column_stack([rows, np.ones(60)]), (y[:, None] == [0, 2, 3]).astype(float)
-    penalty = 4.0 * np.diag([1.0] * columns + [0.0])
-
-    def figure(row: int, kept: float) -> float:
-        w = np.array([20 / (y == v).sum() for v in y])
-        w[row] *= kept
-        found = np.linalg.solve(design.T @ (w[:, None] * design) + penalty, design.T @ (w[:, None] * onehot))
-        return float((found[:-1] * slope).sum() + (found[-1] * total).sum())
-
-    got = balanced_ridge(rows, y, 4.0).influence(rows, y, slope, total)
-    expected = [(figure(i, 1 - 1e-5) - figure(i, 1 + 1e-5)) / 2e-5 for i in range(60)]
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-7)
-
-
-def test_a_blurred_decision_slopes_as_it_says_and_equal_responses_have_none():
-    rng = np.random.default_rng(2)
-    response, slope = rng.standard_normal((2, 3, 4, 5))
-    width = BLUR * response.std(axis=1).mean(axis=1)[:, None, None]
-
-    def figure(r: np.ndarray) -> float:
-        share = np.exp(r / width)
-        return float((slope * share / share.sum(axis=1, keepdims=True)).sum())
-
-    got = blurred(response, slope)
-    for at in ((0, 1, 2), (2, 3, 4)):
-        step = np.zeros_like(response)
-        step[at] = 1e-6
-        assert got[at] == pytest.approx((figure(response + step) - figure(response - step)) / 2e-6, rel=1e-4)
-    assert not blurred(np.ones((1, 3, 2)), rng.standard_normal((1, 3, 2))).any()
-
-
-@pytest.mark.parametrize("cls", [PixelLinear, Linear])
-def test_without_samples_that_teach_wrongly_the_error_would_fall(cls):
-    wrong = [3, 10, 17, 24]
-    samples = data(n=48)
-    told = list(samples.samples)
-    for i in wrong:
-        other = (told[i].label + 1) % CLASSES
-        told[i] = dataclasses.replace(told[i], label=other, mask=np.where(told[i].mask > 0, other + 1, 0))
-    lied = dataclasses.replace(samples, samples=tuple(told))
-    x, folds = features(samples, 0.8), make_folds(lied)
-    counts, change = cls().judge(x, lied, folds)
-    np.testing.assert_array_equal(counts, cls().evaluate(x, lied, folds))
-    assert change[wrong].mean() < 0 < np.delete(change, wrong).mean()
-
-
-def test_a_probe_that_writes_evaluate_alone_judges_by_it():
-    class Halved(PixelLinear):
-        def evaluate(self, features, samples, folds):
-            return super().evaluate(features, samples, folds) // 2
-
-    samples = data(n=16)
-    x, folds = features(samples, 0.5), make_folds(samples)
-    values, change = Halved().judge(x, samples, folds)
-    np.testing.assert_array_equal(values, PixelLinear().evaluate(x, samples, folds) // 2)
-    assert change is None
 
 
 def test_subsampling_loses_little():

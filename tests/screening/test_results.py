@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from gate.screening.attempt import VANILLA
 from gate.screening.bench import Bench, prepare
 from gate.screening.config import make_config
 from gate.screening.measure import measure
+from gate.screening.measured import COSTS, SOME, Measured, costs, unpack
 from gate.screening.results import assemble
 from gate.technique import Technique
 from tests.closed_form import ClosedForm, flat_samples, known_noise
@@ -152,3 +153,40 @@ def test_time_is_that_of_the_passes_a_pass_and_image(bench: Bench) -> None:
 def test_counts_stay_small_where_they_can() -> None:
     small, large = np.full((1, 2, 3), 16000, np.int16), np.full((1, 3, 3), 16000, np.int16)
     assert results_module._room(small) == np.int16 and results_module._room(large) == np.int32
+
+
+def test_what_the_scores_and_pictures_hold_is_all_that_was_measured() -> None:
+    """Every field goes into the arrays of a run and comes back out of them, there or not: results can be made anew."""
+    rng = np.random.default_rng(0)
+    tables: dict[str, Any] = {
+        "shift": {
+            "cka@own": rng.random((2, 1, 3, 5), np.float32),
+            "cka": rng.random((2, 1, 3, 5), np.float32),
+        },
+        "prediction": {"eps": rng.random((2, 1, 5), np.float32)},
+        "counts": {"linear": rng.integers(0, 9, (2, 1, 5, 2, 2), np.int16)},
+        "refit": {"linear": rng.random((2, 1, 5), np.float32)},
+        "image": {"image": rng.random(4, np.float32)},
+        "scale": rng.random(3, np.float32),
+        "reconstructions": rng.integers(0, 255, (4, 8, 8, 3), np.uint8),
+        "pca": rng.random((2, 4, 4, 3), np.float32),
+    }
+    numbers = {f.name: float(i) for i, f in enumerate(fields(Measured)) if f.name in COSTS}
+    some = {name: rng.random((2, 3), np.float32) for name in SOME}
+    assert {f.name for f in fields(Measured)} == {*tables, *numbers, *some}, "a field that no run keeps"
+    measured = {VANILLA: Measured(**tables, **numbers), "stranger": Measured(**tables, **numbers, **some)}
+    arrays = results_module._dense(measured, ["stranger"])
+    pictures = {
+        "reconstruction": np.stack([tables["reconstructions"]] * 2),
+        "pca": np.stack([tables["pca"]] * 2),
+    }
+    back = unpack(costs(measured), arrays, pictures)
+    assert list(back) == list(measured)
+    for name, made in measured.items():
+        for each in fields(Measured):
+            ours, theirs = getattr(made, each.name), getattr(back[name], each.name)
+            if isinstance(ours, dict):
+                assert list(ours) == list(theirs)
+                assert all(np.array_equal(ours[k], theirs[k]) for k in ours)
+            else:
+                assert (theirs is None) == (ours is None) and np.array_equal(ours, theirs), each.name

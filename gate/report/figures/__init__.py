@@ -41,7 +41,9 @@ def draw_all(run: Run, folder: str | Path, *, missing: bool = False) -> list[Pat
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    names = [n for n in figures() if not (missing and (folder / f"{n}.svg").is_file())]  # the SVG comes last
+    names = [
+        n for n in figures() if not (missing and (folder / f"{n}.svg").is_file())
+    ]  # the first page's SVG comes last
     processes = min(forkable_cores(), len(names))
     if processes <= 1:
         return [file for name in names for file in _write(run, folder, name)]
@@ -71,5 +73,6 @@ def _write(run: Run, folder: Path, name: str) -> list[Path]:
         drawn = figures()[name](Run(run.path, shown(run.results)))
         pages = drawn if isinstance(drawn, list) else [drawn] if drawn is not None else []
         stems = [name, *(f"{name}-{i}" for i in range(2, len(pages) + 1))]
-        last_first = reversed([*zip(pages, stems, strict=False)])  # the first page says that all are there
-        return [file for page, stem in last_first for file in save(page, folder / stem)]
+        # the last page first: the first one says that all are there
+        saved = [save(page, folder / stem) for stem, page in reversed([*zip(stems, pages, strict=False)])]
+        return [file for files in reversed(saved) for file in files]
