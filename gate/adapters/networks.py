@@ -38,6 +38,8 @@ def load_network(network: Any, source: str, what: str, backbone: Backbone) -> An
             local_folder(source), torch_dtype=backbone.dtype, use_safetensors=True, local_files_only=True
         )
     except OSError as error:
+        for file in sorted(Path(source).expanduser().glob("*.safetensors")):
+            _check_safetensors(file)
         raise MissingWeightsError(
             f"The {what} {source} is not on this machine; {how_to_get(source)}"
         ) from error
@@ -81,11 +83,18 @@ def local_file(source: str, name: str, what: str) -> Path:
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises ConfigurationError where it is something else under that name."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    _check_safetensors(file)
+    return load_file(file)
+
+
+def _check_safetensors(file: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
     try:
-        return load_file(file)
+        with safe_open(file, framework="pt"):
+            pass
     except SafetensorError as error:
         raise ConfigurationError(
             f"{file} holds no safetensors, whatever its name says; pickled weights are never loaded."
