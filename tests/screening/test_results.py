@@ -165,6 +165,7 @@ def test_what_the_scores_and_pictures_hold_is_all_that_was_measured() -> None:
         },
         "prediction": {"eps": rng.random((2, 1, 5), np.float32)},
         "counts": {"linear": rng.integers(0, 9, (2, 1, 5, 2, 2), np.int16)},
+        "refit": {"linear": rng.random((2, 1, 5), np.float32)},
         "image": {"image": rng.random(4, np.float32)},
         "scale": rng.random(3, np.float32),
         "reconstructions": rng.integers(0, 255, (4, 8, 8, 3), np.uint8),
