@@ -110,7 +110,7 @@ def critical(resampled: Floats, alpha: float) -> Floats:
 
 
 def resample_counts(rng: np.random.Generator, n: int, resamples: int) -> Floats:
-    """How often each of n samples occurs in each resample, (resamples, n); the next call goes on where this one ended."""
+    """How often each of n samples occurs in each resample, (resamples, n); the next call goes on where this ended."""
     drawn = (rng.random((resamples, n)) * n).astype(np.int64)
     drawn += np.arange(resamples)[:, None] * n
     return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n).astype(np.float64)

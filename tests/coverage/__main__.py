@@ -2,7 +2,7 @@
 
 Real features: draws of n scenes from a pool of many, each ranked as a run is, under the embedded model. Synthetic
 errors: skewed ones whose truth is known. Prints the tables of docs/metrics.md. What was measured and drawn is kept in
---folder, so it goes on where it stopped. The first run measures the pool, some ten minutes on two cores: no part of the
+--folder, so it goes on where it stopped. The first run measures the pool, some ten minutes and 3 GB: no part of the
 suite.
 """
 
@@ -20,6 +20,7 @@ from gate.sample import MIN_SAMPLES
 from tests.coverage.draws import QUANTITIES, SKEWED, drawn, skewed, skewed_equals, truths
 from tests.coverage.pool import EQUALS, TECHNIQUES, open_pool
 
+ROOT = Path(__file__).parents[2]
 SIZES = (8, 16, 32, 64, 128)
 
 
