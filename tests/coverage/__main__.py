@@ -64,11 +64,14 @@ def main() -> int:
                 held = [low <= v + far * (truth - v) <= high for v, low, high in rows]
                 cells.append(shown(sum(held), len(held)))
             print(f"| {member[0]}: {quantity} | {' | '.join(cells)} |")
-    for name, of in (("split", 1), ("starred", len(EQUALS)), ("excluding 0", len(EQUALS))):
-        cells = []
-        for n in options.sizes:
-            rows = [row["equals"][name] for row in found[n]]
-            cells.append(shown(sum(rows), of * len(rows)))
+    equals = {n: [row["equals"] for row in found[n]] for n in options.sizes}
+    outside = {n: sum(row["excluding 0"] for row in rows) for n, rows in equals.items()}
+    lines = {
+        "some pair told apart": [shown(sum(r["split"] for r in rows), len(rows)) for rows in equals.values()],
+        "some star": [shown(sum(r["starred"] > 0 for r in rows), len(rows)) for rows in equals.values()],
+        "an interval without 0": [shown(outside[n], len(EQUALS) * len(equals[n])) for n in equals],
+    }
+    for name, cells in lines.items():
         print(f"| six equals: {name} | {' | '.join(cells)} |")
     return 0
 

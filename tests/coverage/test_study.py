@@ -47,4 +47,4 @@ def test_the_command_prints_both_tables_and_draws_nothing_twice(tmp_path: Path) 
     assert outputs[0] == outputs[1]
     assert len((tmp_path / "draws-16.jsonl").read_text("utf-8").splitlines()) == 2
     assert re.search(r"^\| prompt: probe gain \| - \| \d+ \[\d+, \d+\] \|$", outputs[0], re.MULTILINE)
-    assert re.search(r"^\| six equals: split \|", outputs[0], re.MULTILINE)
+    assert re.search(r"^\| six equals: some pair told apart \|", outputs[0], re.MULTILINE)
