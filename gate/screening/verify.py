@@ -77,8 +77,8 @@ def verify(
         progress(tried.name, done, len(drawn))
     lines.append(
         f"Measured again: {len(drawn)} of {len(measured)} techniques ({', '.join(drawn)}; seed {seed}), {count:,} "
-        f"numbers. The largest difference is {largest:.1e} of the largest number of its kind; "
-        f"{_allowed(bench):g} may be."
+        f"numbers. They differ by {largest:.1e} at most: of the largest number of their kind, where "
+        f"{_allowed(bench):g} may be, and of a probe's counts, where {COUNTED:g} may be."
     )
     return lines
 
@@ -124,12 +124,13 @@ def _measured_anew(bench: Bench, tried: Attempt, told: Measured) -> tuple[int, f
     for table in TABLES.values():
         for key, theirs in getattr(told, table).items():
             ours = getattr(made, table).get(key)
-            difference = _difference(ours, theirs)
-            limit = COUNTED if table in ("counts", "refit") else allowed
+            counted = table in ("counts", "refit")
+            difference, limit = _difference(ours, theirs, counted), COUNTED if counted else allowed
             if not difference <= limit:
                 raise DamagedError(
-                    f"{key} of {name} does not come out again: it differs by {difference:.1e} of its largest value, "
-                    f"and {limit:g} may be; screen again, or look for what changed on this machine."
+                    f"{key} of {name} does not come out again: it differs by {difference:.1e}, "
+                    f"and {limit:g} may be (docs/architecture.md); screen again, or look for what changed on this "
+                    "machine."
                 )
             count, largest = count + theirs.size, max(largest, difference)
     if not math.isclose(made.calls, told.calls, rel_tol=COMPUTED):
@@ -139,9 +140,11 @@ def _measured_anew(bench: Bench, tried: Attempt, told: Measured) -> tuple[int, f
     return count, largest
 
 
-def _difference(ours: NDArray[Any] | None, theirs: NDArray[Any]) -> float:
-    """The largest difference over the largest value; of counts, the share that lies elsewhere. Infinity where the two
-    cannot be compared."""
+def _difference(ours: NDArray[Any] | None, theirs: NDArray[Any], counted: bool) -> float:
+    """The largest difference over the largest value; of what a probe counts, the share of it that lies elsewhere.
+
+    Infinity where the two cannot be compared.
+    """
     if ours is None or ours.shape != theirs.shape:
         return math.inf
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
@@ -149,8 +152,8 @@ def _difference(ours: NDArray[Any] | None, theirs: NDArray[Any]) -> float:
         return math.inf
     known = np.isfinite(b)
     gap, size = np.abs(a - b)[known], np.abs(b)[known]
-    if np.issubdtype(theirs.dtype, np.integer):
-        return float(gap.sum() / max(2 * size.sum(), 1.0))
+    if counted:
+        return float(gap.sum() / max(size.sum(), np.finfo(np.float32).tiny))
     return float(gap.max(initial=0.0) / max(size.max(initial=0.0), np.finfo(np.float32).tiny))
 
 

@@ -1,5 +1,7 @@
 """A run whose files were changed is noticed by whoever reads it, in a sentence, with exit code 3."""
 
+# long: one run, made once, and every way to damage it
+
 from __future__ import annotations
 
 import itertools
@@ -23,6 +25,7 @@ from gate.runs.parts import load_part
 from gate.runs.seal import SEAL
 from gate.screening import job
 from gate.screening.measured import Measured
+from gate.screening.verify import _difference
 
 FLAGS = (
     "--techniques freeu,prompt --samples 14 --seeds 1 --timesteps 50 --image-samples 2 --image-steps 2 --folds 2 "
@@ -307,3 +310,12 @@ def test_what_is_no_run_is_told(begun: Path, tmp_path: Path) -> None:
     for reader, place in itertools.product(READERS, ("empty", "nowhere")):
         done = gate(reader, tmp_path / place)
         assert done.exit_code == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
+
+
+def test_what_may_differ_is_of_the_largest_number_or_of_all_that_is_counted() -> None:
+    told = np.array([[1.0, 2.0], [4.0, np.nan]], np.float32)
+    assert _difference(told + np.float32(0.25), told, False) == 0.0625
+    assert _difference(told + np.float32(0.25), told, True) == 0.75 / 7
+    assert _difference(None, told, False) == _difference(told[0], told, False) == np.inf
+    assert _difference(np.nan_to_num(told), told, True) == np.inf, "a number where there was none"
+    assert _difference(told, told, True) == 0

@@ -35,7 +35,9 @@ def test_killed_at_any_write_a_run_can_be_finished(tmp_path: Path, sound: Path) 
     points = 0
     for nth in range(1, 100):
         run = tmp_path / f"run-{nth}"
-        if killed(run, nth) is not None:
+        outcome = killed(run, nth)
+        if outcome is not None:
+            assert outcome[0] == 0, outcome
             break
         points += 1
         code, text = finish(run)
