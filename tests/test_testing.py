@@ -117,6 +117,23 @@ class HalvesTheFeatures(Scaled):
         return response.with_(features=halved)
 
 
+class LosesTheImage(Scaled):
+    neutral = None
+
+    def denoise(self, request: Request, call_next: CallNext) -> Response:
+        response = super().denoise(request, call_next)
+        return response.with_(features={k: torch.ones_like(f) for k, f in response.features.items()})
+
+
+class KnowsTheImage(Scaled):
+    """It starts from the clean latent and does not say so in `leak`."""
+
+    neutral = None
+
+    def denoise(self, request: Request, call_next: CallNext) -> Response:
+        return call_next(request.with_(x_t=request.batch.x0))
+
+
 class ForgetsItsState(Scaled):
     shift = 0.0
 
@@ -163,6 +180,8 @@ BROKEN = {
     LooksAtTheOrder: "independent of batch size and order",
     IsNeverNeutral: "neutral settings are vanilla, bit for bit",
     BreaksAtTheEnd: "is finite",
+    LosesTheImage: "features still carry the image",
+    KnowsTheImage: "carries no image that it was not given",
     HalvesTheFeatures: "features have the backbone's shapes",
     ForgetsItsState: "state survives a save and load",
     ServesAnything: "refuses a backbone it does not serve",
@@ -173,7 +192,9 @@ BROKEN = {
 }
 ALSO = {  # dice change whatever is run twice; a changed weight or processor changes what comes after
     ChangesAProcessor: {"neutral settings are vanilla, bit for bit"},
-    RollsDice: {"independent of batch size and order", "state survives a save and load"},
+    RollsDice: {
+        "independent of batch size and order", "state survives a save and load", "features still carry the image",
+    },
     ChangesAWeight: {
         "neutral settings are vanilla, bit for bit", "deterministic in the seed",
         "independent of batch size and order", "state survives a save and load",
