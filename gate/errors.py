@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class GateError(Exception):
@@ -80,3 +85,23 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, listing: str) ->
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.55)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return UsageError(f"Unknown {kind} {name!r}.{hint} See: {listing}")
+
+
+def known_settings(values: Mapping[str, Any], known: Iterable[str], *, listing: str) -> dict[str, Any]:
+    """The same values. Raises UsageError for the first whose name is not known."""
+    for key in values:
+        if key not in set(known):
+            raise unknown_name("setting", key, known, listing=listing)
+    return dict(values)
+
+
+def wrong_setting(error: ValidationError, *, listing: str) -> UsageError:
+    """The first thing that pydantic found wrong with settings, as a sentence."""
+    first = error.errors()[0]
+    said = str(first["msg"]).removeprefix("Value error, ")
+    if not first["loc"]:
+        return UsageError(f"The settings contradict each other: {said}. See: {listing}")
+    got = "" if first["type"] == "value_error" else f", got {reprlib.repr(first['input'])}"
+    return UsageError(
+        f"Setting {first['loc'][0]!r} is wrong: {said[0].lower()}{said[1:]}{got}. See: {listing}"
+    )

@@ -62,12 +62,12 @@ def make_folds(samples: SampleSet, n_folds: int = 4, *, seed: int = 0) -> Folds:
     n = len(samples)
     if n < MIN_SAMPLES:
         raise ConfigurationError(
-            f"Probes need at least {MIN_SAMPLES} samples and {n} were given; add images or leave probes out."
+            f"Probes need at least {MIN_SAMPLES} samples and {n} were given; add images or go without (--probes '')."
         )
     if samples.has_labels and n < len(samples.classes):
         raise ConfigurationError(
             f"{n} samples cannot cover {len(samples.classes)} classes; give as many samples or "
-            "more, merge classes, or leave the probes out."
+            "more, merge classes, or leave the probes out (--probes '')."
         )
     keys: dict[str, tuple[int, str]] = {}
     for s in samples:

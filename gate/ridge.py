@@ -84,14 +84,14 @@ def balanced_ridge(rows: Array, y: Array, alpha: float) -> Ridge:
     return Ridge(weights, level - centre @ weights, present, centre, level, root, factor)
 
 
-def blurred(response: Array, slope: Array) -> Array:
+def blurred(response: Array, slope: Array, blur: float) -> Array:
     """Derivative by the responses of what a decision by the highest one adds to a figure, the decision blurred.
 
     A hard decision has no derivative, and leaving out one image flips a few positions by chance, which an exact
     jackknife takes for spread (measured: four times too much). So the highest response wins with a softmax whose width
-    is BLUR times the responses' spread over classes. response, slope: (b, k', p), the slope what each decision adds.
+    is `blur` times the responses' spread over classes. response, slope: (b, k', p), the slope what each decision adds.
     """
-    width = BLUR * response.std(axis=1, keepdims=True).mean(axis=2, keepdims=True)
+    width = blur * response.std(axis=1, keepdims=True).mean(axis=2, keepdims=True)
     width = np.where(width > 0, width, np.inf)  # equal responses: nothing can flip
     share = np.exp((response - response.max(axis=1, keepdims=True)) / width)
     share /= share.sum(axis=1, keepdims=True)

@@ -21,5 +21,5 @@ def test_the_reconstructions_of_metrics_md_are_the_defaults() -> None:
     )  # fmt: skip
     folds = re.search(r"samples themselves, in (\d+) folds", text)
     assert folds and int(folds[1]) == config.folds
-    resamples = re.search(r"95 %, (\d+) resamples", text)
+    resamples = re.search(r"(\d+) times, `--resamples`", text)
     assert resamples and int(resamples[1]) == config.resamples

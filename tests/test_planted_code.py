@@ -11,6 +11,7 @@ from pathlib import Path
 
 import planted
 import pytest
+from small_pipelines import build
 from typer.testing import CliRunner
 
 from gate.backbone import Backbone
@@ -47,6 +48,22 @@ def test_a_pipeline_s_own_code_is_refused_in_a_sentence(
     assert code == 3 and output.startswith("gate: ") and output.count("\n") == 1, output
     assert str(folder) in output and any(why in output for why in planted.WHY), output
     assert not marker.exists() and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("named", [["transformers", "AutoModel"], [planted.MODULE, "Model"]])
+def test_nor_where_the_family_looks_at_the_denoiser_alone(
+    named: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def its_own(at: Path, marker: Path) -> None:
+        planted.edit(at / "model_index.json", text_encoder=named)
+        planted.edit(at / "text_encoder" / "config.json", auto_map=planted.MODEL, model_type="planted")
+
+    template = build("pixart", tmp_path / "template")
+    folder = planted.pipeline(tmp_path / "model", template, tmp_path / "marker", its_own)
+    monkeypatch.syspath_prepend(folder)
+    code, output = screened("--backbone", str(folder), "--techniques", "shared-timestep", cwd=tmp_path)
+    assert code == 3 and f"wants {'.'.join(named)} for its text_encoder" in output, output
+    assert not (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize("case", ["tokenizer_of_its_own", "text_encoder_in_a_module", "scheduler_of_its_own"])

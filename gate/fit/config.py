@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from gate.errors import UsageError, unknown_name
+from gate.errors import UsageError, known_settings, wrong_setting
 from gate.sample import MIN_SAMPLES
 
 
@@ -58,18 +58,10 @@ class FitConfig(BaseModel):
 
 def make_fit_config(values: dict[str, Any]) -> FitConfig:
     """The config of the given values. Raises UsageError with one sentence."""
-    for key in values:
-        if key not in FitConfig.model_fields:
-            raise unknown_name("setting", key, FitConfig.model_fields, listing="gate fit --help")
     try:
-        config = FitConfig(**values)
+        config = FitConfig(**known_settings(values, FitConfig.model_fields, listing="gate fit --help"))
     except ValidationError as error:
-        first = error.errors()[0]
-        said = str(first["msg"]).removeprefix("Value error, ")
-        raise UsageError(
-            f"Setting {first['loc'][0]!r} is wrong: {said[0].lower()}{said[1:]}, got {first['input']!r}. "
-            "See: gate fit --help"
-        ) from error
+        raise wrong_setting(error, listing="gate fit --help") from error
     if not config.output:
         raise UsageError("Say where the weights go: --output DIR.")
     if (config.images is None) == (config.data is None):

@@ -109,12 +109,11 @@ def critical(resampled: Floats, alpha: float) -> Floats:
     return np.asarray(np.partition(resampled, r - 1 - allowed, axis=1)[:, r - 1 - allowed])
 
 
-def resample_counts(n: int, resamples: int, seed: int) -> Floats:
-    """How often each of n samples occurs in each resample, (resamples, n); fewer are the first of more."""
-    drawn = (np.random.default_rng(seed).random((resamples, n)) * n).astype(np.int64)
-    offsets = np.arange(resamples)[:, None] * n
-    counts = np.bincount((drawn + offsets).ravel(), minlength=resamples * n)
-    return counts.reshape(resamples, n).astype(np.float64)
+def resample_counts(rng: np.random.Generator, n: int, resamples: int) -> Floats:
+    """How often each of n samples occurs in each resample, (resamples, n); the next call goes on where this ended."""
+    drawn = (rng.random((resamples, n)) * n).astype(np.int64)
+    drawn += np.arange(resamples)[:, None] * n
+    return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n).astype(np.float64)
 
 
 def studentise(
@@ -136,18 +135,21 @@ def studentise(
             nothing = np.full(len(value), np.nan)
             return Studentised(value, nothing, np.full((len(value), resamples), np.inf), n)
         size = batch or max(1, _BATCH_ELEMENTS // n)
-        starts = range(0, n, size)
-        left_out = [1 - np.eye(n)[i : i + size] for i in starts]
-        influence = (n - 1) * (value[:, None] - np.concatenate([statistic(c) for c in left_out], axis=-1))
+        left_out = [
+            statistic(1.0 - (np.arange(i, min(i + size, n))[:, None] == np.arange(n)))
+            for i in range(0, n, size)
+        ]
+        influence = (n - 1) * (value[:, None] - np.concatenate(left_out, axis=-1))
         influence -= influence.mean(axis=1, keepdims=True)
         error = np.sqrt((influence**2).mean(axis=1) / (n - 1))
-        counts = resample_counts(n, resamples, seed)
+        rng = np.random.default_rng(seed)
         resampled = np.empty((len(value), resamples))
         spread = np.zeros(len(value))
         for start in range(0, resamples, size):
-            part = slice(start, start + size)
-            move = np.asarray(statistic(counts[part])) - value[:, None]
-            mean, square = (influence**k @ counts[part].T / n for k in (1, 2))
+            part = slice(start, min(start + size, resamples))
+            counts = resample_counts(rng, n, part.stop - start)
+            move = np.asarray(statistic(counts)) - value[:, None]
+            mean, square = (influence**k @ counts.T / n for k in (1, 2))
             own = np.sqrt(np.maximum(square - mean**2, 0) / (n - 1))
             own[own <= 1e-6 * error[:, None]] = 0  # rounding: all samples of this resample have one influence
             resampled[:, part] = np.abs(move) / own

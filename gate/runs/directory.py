@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from gate.errors import ConfigurationError, DamagedError, UsageError
+from gate.errors import ConfigurationError, DamagedError, GateError, UsageError
 from gate.runs.schema import Results, check_shapes, read_results
 from gate.runs.seal import SEAL, check_seal, digest, digest_arrays, sealed
 
@@ -164,7 +164,9 @@ def _is_bare(folder: Path) -> bool:
     return names <= {"parts", "run.json.tmp"} and not any(folder.glob("parts/*"))
 
 
-def _not_written(folder: Path, error: OSError) -> ConfigurationError:
+def _not_written(folder: Path, error: OSError) -> GateError:
+    if error.errno == errno.ENAMETOOLONG:
+        return UsageError(f"{str(folder)[:40]}... is too long a path; choose another --output.")
     return ConfigurationError(f"{folder} cannot be written ({error.strerror}); choose another --output.")
 
 

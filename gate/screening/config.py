@@ -16,12 +16,13 @@ from pydantic import (
     model_validator,
 )
 
-from gate.errors import UsageError, unknown_name
+from gate.errors import UsageError, known_settings, wrong_setting
 from gate.sample import MIN_SAMPLES
 
 if TYPE_CHECKING:
     from gate.schedule import NoiseSchedule
 
+MOST_TEXT = 1_000_000  # characters of a config file
 MAX_SEED = 2**32 - 1  # what scikit-learn's folds take
 SCORE_METRICS = ("laplacian-normalised@own", "cosine@own", "cka@own", "eps")
 
@@ -100,9 +101,8 @@ class ScreenConfig(BaseModel):
     @classmethod
     def _meant(cls, value: Any, info: ValidationInfo) -> Any:
         """First, as the last one defined: an empty text would be the current folder, and True the number 1."""
-        if (
-            isinstance(value, str) and not value.strip() and info.field_name != "probes"
-        ):  # without probes is a wish
+        empty = isinstance(value, str) and not value.strip()
+        if empty and info.field_name != "probes":  # to do without probes is a wish
             raise ValueError("it is empty; give a value, or leave it out")
         if isinstance(value, bool) and info.field_name != "offload":
             raise ValueError(f"a number or text is wanted, not {value}")
@@ -132,23 +132,10 @@ class ScreenConfig(BaseModel):
 
 def make_config(values: Mapping[str, Any]) -> ScreenConfig:
     """The config of the given values. Raises UsageError with one sentence."""
-    for key in values:
-        if key not in ScreenConfig.model_fields:
-            raise unknown_name("setting", key, ScreenConfig.model_fields, listing="gate screen --help")
     try:
-        return ScreenConfig(**values)
+        return ScreenConfig(**known_settings(values, ScreenConfig.model_fields, listing="gate screen --help"))
     except ValidationError as error:
-        raise UsageError(f"{first_problem(error)} See: gate screen --help") from error
-
-
-def first_problem(error: ValidationError) -> str:
-    """What is wrong with the first wrong setting, as a sentence."""
-    first = error.errors()[0]
-    said = str(first["msg"]).removeprefix("Value error, ")
-    if not first["loc"]:
-        return f"The settings contradict each other: {said}."
-    got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
-    return f"Setting {first['loc'][0]!r} is wrong: {said[0].lower()}{said[1:]}{got}."
+        raise wrong_setting(error, listing="gate screen --help") from error
 
 
 def read_settings(file: str | Path) -> dict[str, Any]:
@@ -156,7 +143,12 @@ def read_settings(file: str | Path) -> dict[str, Any]:
     import yaml
 
     try:
-        text = Path(file).read_text(encoding="utf-8")
+        with Path(file).open(encoding="utf-8") as stream:
+            text = stream.read(MOST_TEXT)
+        if len(text) == MOST_TEXT:
+            raise UsageError(
+                f"The config file {file} is too long for one; it holds settings as 'name: value' lines."
+            )
         node, read = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text) or {}
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""

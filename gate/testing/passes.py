@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from gate.carried import Carried, Grids
 from gate.composition import Composition
 from gate.passes import Plan, stream
 from gate.technique import Technique
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 TIMESTEPS = (50, 300)
 TOLERANCE = 1e-5  # of the largest absolute value: what another batch size may change in float32
 HALF_TOLERANCE = 2e-2
+MANY = 16  # images, for what is read off features by regression
 
 
 @dataclass
@@ -93,6 +96,29 @@ class Examination:
                 result.per_pass += passed.calls * share
                 self._keep(result, passed.response, request.batch)
         return list(out.values())
+
+    @functools.cached_property
+    def many(self) -> SampleSet:
+        """As many images as it takes to say what features carry: the samples, or held-out scenes where they are few."""
+        from gate.data import load_data
+
+        few = len(self.samples) < MANY
+        return load_data("scenes-held-out", n=MANY, size=self.backbone.image_size) if few else self.samples
+
+    def plan(self, technique: Technique, samples: SampleSet, t: int = TIMESTEPS[0]) -> Plan:
+        """One noised pass of fitted technique and samples."""
+        return Plan(self.backbone, technique, samples, (t,), (0,), self.layers, batch_size=len(samples))
+
+    def carried(self, technique: Technique, t: int) -> Carried:
+        """What the features of a fitted technique carry of many images."""
+        import torch
+
+        grids, x0 = Grids(), []
+        with contextlib.closing(stream(self.plan(technique, self.many, t))) as passes:
+            for passed in passes:
+                grids.add(passed.response.features)
+                x0.append(passed.request.batch.x0)
+        return grids.carried(torch.cat(x0))
 
     def batch(self, part: Sequence[Sample], everyone: Sequence[Sample]) -> Batch:
         import torch

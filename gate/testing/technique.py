@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, cast
 
+from gate.carried import unseen
 from gate.composition import Composition
 from gate.errors import UnsuitableError
 from gate.passes import single_pass
@@ -52,6 +53,8 @@ def check_technique(
             ("deterministic in the seed", exam.deterministic),
             ("the seed matters where it should", exam.seedless),
             ("independent of batch size and order", exam.independent),
+            ("features still carry the image", exam.carries),
+            ("carries no image that it was not given", exam.leaks),
             ("declared cost is the counted cost", exam.cost),
             ("state survives a save and load", exam.round_trip),
             ("takes clean and sampled requests", exam.other_origins),
@@ -192,6 +195,25 @@ class _Invariants(Examination):
                     f"per pass {declared.per_pass:g} declared, {counted.per_pass:g} counted at t = {t}"
                 )
         return f"{declared.per_image:g} calls per image and {declared.per_pass:g} per pass"
+
+    def carries(self) -> str:
+        if self.technique.leak:
+            return f"not asked of what starts elsewhere: {self.technique.leak}"
+        lost, least = "", 1.0
+        for t in TIMESTEPS:
+            ours, theirs = (self.carried(made, t) for made in (self.fitted(), Technique()))
+            lost = lost or ours.lacking(theirs)
+            least = min(least, ours.image / theirs.image)
+        if lost:
+            raise Broken(lost)
+        return f"{min(least, 1.0):.0%} of the image that vanilla's do, or more"
+
+    def leaks(self) -> str:
+        if self.technique.leak:
+            return f"declared: {self.technique.leak}"
+        if told := unseen(self.plan(self.fitted(), self.many)).told():
+            raise Broken(f"{told}; say so in `leak`")
+        return f"{len(self.many)} images were in no latent, and nothing of them came back"
 
     def round_trip(self) -> str:
         from safetensors.torch import load, save

@@ -13,6 +13,7 @@ from image_files import fill
 from typer.testing import CliRunner
 
 from gate.cli import app
+from gate.screening.config import make_config
 from gate.technique import Cost, Technique
 
 cli = CliRunner()
@@ -68,6 +69,11 @@ def test_the_table_says_what_it_is(here: Path) -> None:
     assert result.exit_code == 0 and "calls/image" in flat and "prompt-search 37" in flat
     assert "32 images of scenes-held-out, alpha_bar 0.5, 0.9, 2 noise seeds" in flat
     assert "Nothing was measured or written" in flat and not list(here.iterdir())
+
+
+def test_a_screening_may_do_without_probes(here: Path) -> None:
+    assert make_config({"probes": ""}).probes == ()
+    assert plan("--techniques", "freeu", "--probes", "", "--samples", "8")["images"] == 8
 
 
 def test_what_would_be_refused_is_refused(here: Path) -> None:

@@ -209,6 +209,13 @@ def test_a_config_file_that_is_no_text(here: Path) -> None:
     (here / "run.yaml").write_bytes(b"\xff\xfe\x00")
     assert "cannot be read" in refused(["screen", "--config", "run.yaml"])
     assert "cannot be read" in refused(["screen", "--config", "."])
+    assert "is too long for one" in refused(["screen", "--config", "/dev/zero"])
+    nested = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]  # ten to the tenth, if it were written out
+    nested += [f"{b}: &{b} [{', '.join(10 * [f'*{a}'])}]" for a, b in zip("abcdefghi", "bcdefghij")]
+    (here / "run.yaml").write_text("\n".join([*nested, "seed: *j"]))
+    assert "Unknown setting 'a'" in refused(["screen", "--config", "run.yaml"])
+    (here / "run.yaml").write_text("seed: &a [x, x, x]\ntechniques: [*a, *a]\n")
+    assert "wrong" in refused(["screen", "--config", "run.yaml"])
 
 
 def test_a_config_file_takes_flags_by_their_own_names(here: Path) -> None:

@@ -13,7 +13,7 @@ from gate.probes.pixel_linear import PixelLinear
 from gate.ranking.comparison import Comparison
 from gate.ranking.entry import Evidence, Weights
 from gate.ranking.rank import rank
-from gate.ridge import BLUR, balanced_ridge, blurred
+from gate.ridge import balanced_ridge, blurred
 from gate.sample import Sample, SampleSet
 
 CLASSES, SIDE = 4, 8
@@ -63,18 +63,18 @@ def test_influence_is_the_derivative_by_a_rows_weight(columns):
 def test_a_blurred_decision_slopes_as_it_says_and_equal_responses_have_none():
     rng = np.random.default_rng(2)
     response, slope = rng.standard_normal((2, 3, 4, 5))
-    width = BLUR * response.std(axis=1).mean(axis=1)[:, None, None]
+    width = 0.4 * response.std(axis=1).mean(axis=1)[:, None, None]
 
     def figure(r: np.ndarray) -> float:
         share = np.exp(r / width)
         return float((slope * share / share.sum(axis=1, keepdims=True)).sum())
 
-    got = blurred(response, slope)
+    got = blurred(response, slope, 0.4)
     for at in ((0, 1, 2), (2, 3, 4)):
         step = np.zeros_like(response)
         step[at] = 1e-6
         assert got[at] == pytest.approx((figure(response + step) - figure(response - step)) / 2e-6, rel=1e-4)
-    assert not blurred(np.ones((1, 3, 2)), rng.standard_normal((1, 3, 2))).any()
+    assert not blurred(np.ones((1, 3, 2)), rng.standard_normal((1, 3, 2)), 0.4).any()
 
 
 @pytest.mark.parametrize("cls", [PixelLinear, Linear])

@@ -36,7 +36,7 @@ def test_the_interval_and_p_are_those_of_a_plain_loop():
     influence = (n - 1) * (left_out.mean() - left_out)
     error = math.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
     t = []
-    for counts in resample_counts(n, r, 7).astype(int):
+    for counts in resample_counts(np.random.default_rng(7), n, r).astype(int):
         drawn = np.repeat(np.arange(n), counts)
         own = influence[drawn].std() / math.sqrt(n - 1)
         t.append(abs(1 - technique[drawn].sum() / vanilla[drawn].sum() - value) / own)
@@ -50,10 +50,11 @@ def test_the_interval_and_p_are_those_of_a_plain_loop():
     assert p == pytest.approx((1 + sum(x >= abs(value) / error for x in t)) / (r + 1))
 
 
-def test_resamples_are_n_draws_fewer_are_the_first_of_more():
-    counts = resample_counts(9, 300, 1)
+def test_resamples_are_n_draws_and_go_on_where_the_last_ended():
+    counts = resample_counts(np.random.default_rng(1), 9, 300)
     assert (counts.sum(axis=1) == 9).all() and counts.min() == 0
-    assert np.array_equal(counts[:50], resample_counts(9, 50, 1))
+    rng = np.random.default_rng(1)
+    assert np.array_equal(counts, np.concatenate([resample_counts(rng, 9, k) for k in (50, 7, 243)]))
     assert counts.mean(axis=0) == pytest.approx(np.ones(9), abs=0.2)
 
 
