@@ -38,7 +38,7 @@ def beats_chance(
     columns = probe.columns(counts)
     n, cells = columns.shape[:2]
 
-    drawn = resample_counts(n, resamples, seed)
+    drawn = resample_counts(np.random.default_rng(seed), n, resamples)
     sums = (drawn @ columns.reshape(n, -1)).reshape(resamples, cells, -1)
     true, predicted, _ = np.moveaxis(sums.reshape(resamples, cells, 3, -1), 2, 0)
     tested = np.maximum(true.sum(axis=-1, keepdims=True), 1)
