@@ -162,6 +162,7 @@ def test_a_shelf_on_a_full_disk_is_an_error_and_no_dead_process(tmp_path: Path) 
     assert in_a_fork(work) == os.strerror(errno.ENOSPC)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_while_measuring_ends_the_screening_and_blames_no_technique(
     tmp_path: Path, sound: Path
 ) -> None:
