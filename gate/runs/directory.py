@@ -210,6 +210,16 @@ def append_journal(folder: Path, **entry: Any) -> None:
             raise
 
 
+def read_journal(folder: Path) -> list[dict[str, Any]]:
+    """What happened, a dictionary each; lines that do not read are left out."""
+    entries = []
+    file = folder / "journal.jsonl"
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            entries.append(json.loads(line))
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], **facts: str) -> str:
     """A sealed safetensors file, written in one move; returns the seal. facts: what it says of itself.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,8 +25,8 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memo
 class Attempt:
     """What came of one technique. failed: by an error, not by what it needs. notices: lines for the user.
 
-    unfetched: whether what it needs is weights. changed: what it left changed of that which all share, by name. full:
-    the number of the system's error where the run's disk took no more, which ends the screening.
+    spoils: whether it left something changed in a process that others are measured in. unfetched: whether what it needs
+    is weights. full: the number of the system's error where the run's disk took no more, which ends the screening.
     """
 
     name: str
@@ -36,18 +35,21 @@ class Attempt:
     fix: str = ""
     failed: bool = False
     notices: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
+    spoils: bool = False
     unfetched: bool = False
     full: int = 0
 
 
-def failure(name: str, reason: str, notices: tuple[str, ...] = (), changed: tuple[str, ...] = ()) -> Attempt:
+def failure(name: str, reason: str, notices: tuple[str, ...] = (), *, spoils: bool = False) -> Attempt:
     """A technique that broke, rather than did not fit."""
-    return Attempt(name, None, reason, f"Run: gate check '{name}'", True, notices, changed)
+    return Attempt(name, None, reason, f"Run: gate check '{name}'", True, notices, spoils)
 
 
-def attempt(bench: Bench, name: str, tick: Callable[[int], None], intact: Intact) -> Attempt:
-    """Measure one technique; whatever it raises becomes part of the result, and so does what it left changed."""
+def attempt(bench: Bench, name: str, tick: Callable[[int], None], intact: Intact, *, alone: bool) -> Attempt:
+    """Measure one technique; whatever it raises becomes part of the result, and so does what it left changed.
+
+    alone: in a process of its own, where an interruption is the technique's and not the user's.
+    """
     from gate.screening.measure import ours
     from gate.screening.shelf import NoRoomError
 
@@ -63,22 +65,28 @@ def attempt(bench: Bench, name: str, tick: Callable[[int], None], intact: Intact
         unfetched = isinstance(error.__cause__, MissingWeightsError)
         found = Attempt(name, None, error.reason, error.fix, unfetched=unfetched)
     except KeyboardInterrupt:
-        if multiprocessing.parent_process() is None:
-            raise  # the user's, not a technique's in its fork
+        if not alone:
+            raise
         found = failure(name, "KeyboardInterrupt", tuple(notices))
-    except (
-        BaseException
-    ) as error:  # a technique may be a stranger's, and call sys.exit: told, and the others go on
+    except BaseException as error:  # a stranger's may even call sys.exit: told, and the others go on
         reason = str(error) if isinstance(error, GateError) else f"{type(error).__name__}: {error}"
         found = failure(name, reason, tuple(notices))
-    changed = tuple(intact.changes())
+    changed = _changes(intact)
     if not changed:
         return found
     shown = ", ".join(changed[:MAX_NAMED]) + (
         f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else ""
     )
     reason = f"it changed for good what all techniques share: {shown}"
-    return failure(name, f"{found.reason}; {reason}" if found.failed else reason, found.notices, changed)
+    reason = f"{found.reason}; {reason}" if found.failed else reason
+    return failure(name, reason, found.notices, spoils=not alone)
+
+
+def _changes(intact: Intact) -> list[str]:
+    try:
+        return intact.changes()
+    except Exception as error:  # what looks is changed as well
+        return [f"what torch or numpy do ({type(error).__name__}: {error})"]
 
 
 def expected_calls(name: str) -> float:

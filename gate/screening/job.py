@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gate.errors import FULL, ConfigurationError, DamagedError, GateError, MissingWeightsError
+from gate.plugins import is_ours
 from gate.registry import select_plugins, select_techniques
 from gate.runs.directory import (
     PICTURES,
@@ -22,6 +23,7 @@ from gate.runs.directory import (
     open_run,
     plain,
     read_arrays,
+    read_journal,
     read_run,
     write_arrays,
     write_sealed,
@@ -208,8 +210,8 @@ def _measure_all(
     everyone = [VANILLA, *names]
     for name in everyone:  # refused before hours of measuring, not after
         load_part(folder, name, Measured, mark)
-    todo = [name for name in everyone if not has_part(folder, name)]
-    skipped: dict[str, dict[str, Any]] = {}
+    skipped = _spoilers(folder)
+    todo = [name for name in everyone if name not in skipped and not has_part(folder, name)]
     unfetched: set[str] = set()
     rows = len(bench.samples) * len(bench.config.timesteps) * bench.config.seeds
     done = rows * (len(everyone) - len(todo))
@@ -224,13 +226,20 @@ def _measure_all(
             elif tried.full:
                 raise OSError(tried.full, os.strerror(tried.full))
             elif tried.name == VANILLA:
-                raise ConfigurationError(f"The plain backbone could not be measured: {tried.reason}")
+                strangers = [p.name for p in (*bench.metrics, *bench.probes) if not is_ours(type(p))]
+                whose = f" Measured with {', '.join(strangers)}." if strangers else ""
+                raise ConfigurationError(f"The plain backbone could not be measured: {tried.reason}.{whose}")
             else:
                 entry = {"name": tried.name, "reason": tried.reason, "fix": tried.fix, "failed": tried.failed}
                 skipped[tried.name] = entry
                 unfetched |= {tried.name} if tried.unfetched else set()
                 log(f"skipped {tried.name}: {tried.reason}")
-                append_journal(folder, **entry)
+                append_journal(folder, **entry, spoils=tried.spoils)
+                if tried.spoils:
+                    raise ConfigurationError(
+                        f"{tried.name} cannot be trusted, and nothing that is measured after it in this process: "
+                        f"{tried.reason}. What was measured before is kept; finish without it: gate resume {folder}"
+                    )
             done += rows
             count.finished(tried.name, done)
     except KeyboardInterrupt as stop:
@@ -243,6 +252,13 @@ def _measure_all(
         kind = MissingWeightsError if unfetched and unfetched == set(skipped) else ConfigurationError
         raise kind(f"No technique could be screened. {why}")
     return measured, [skipped[name] for name in names if name in skipped]
+
+
+def _spoilers(folder: Path) -> dict[str, dict[str, Any]]:
+    """Techniques after which this run had to stop: they are not tried again."""
+    facts = ("name", "reason", "fix", "failed")
+    entries = [entry for entry in read_journal(folder) if entry.get("spoils") is True]
+    return {entry["name"]: {fact: entry[fact] for fact in facts} for entry in entries}
 
 
 class _Counter:

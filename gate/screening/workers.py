@@ -89,7 +89,7 @@ def _forked(
     vanilla_seconds = 0.0
 
     def start(name: str) -> None:
-        work = functools.partial(attempt, bench, name, rows.add, intact)
+        work = functools.partial(attempt, bench, name, rows.add, intact, alone=True)
         running.append(Fork(name, work, threads))
 
     with _shared_memo(bench):
@@ -135,7 +135,7 @@ def _in_the_parent(bench: Bench, rows: Rows, intact: Intact) -> Attempt:
     torch.set_num_threads(1)
     try:
         with threadpool_limits(1):
-            return attempt(bench, VANILLA, rows.add, intact)
+            return attempt(bench, VANILLA, rows.add, intact, alone=False)
     finally:
         torch.set_num_threads(threads)
 
@@ -148,12 +148,12 @@ def _one_after_another(bench: Bench, names: Sequence[str], tick: Tick, intact: I
     for name in sorted(names, key=lambda name: (name != VANILLA, not _is_ours_by_name(name))):
         began = time.monotonic()
         with _time_is_up_after(time_limit(bench, name, vanilla_seconds)):
-            found = attempt(bench, name, functools.partial(tick, name), intact)
+            found = attempt(bench, name, functools.partial(tick, name), intact, alone=False)
         torch.set_num_threads(threads)
         if name == VANILLA:
             vanilla_seconds = time.monotonic() - began
         yield found
-        if found.changed:
+        if found.spoils:
             return
 
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 
 from gate.metrics.eps import Eps
 from gate.screening import attempt as trial
+from gate.screening import workers
 from gate.screening.attempt import VANILLA, Attempt
 from gate.screening.bench import Bench, prepare
 from gate.screening.config import make_config
@@ -135,3 +137,95 @@ def test_what_a_technique_prints_goes_to_stderr(
     run(bench, monkeypatch, bad(lambda _: print("hello", flush=True)))
     out, err = capfd.readouterr()
     assert out == "" and "hello" in err
+
+
+def test_with_one_worker_each_still_has_a_fork_and_every_thread(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parent's OpenMP team does not come along: a fork that used it would wait for ever."""
+    torch.randn(600, 600) @ torch.randn(600, 600)  # the parent has a team
+    monkeypatch.setattr(
+        trial,
+        "create_technique",
+        lambda name: bad(lambda _: os.kill(os.getpid(), signal.SIGKILL))() if name == "bad" else Twice(),
+    )
+    found = {a.name: a for a in attempts(bench, ("bad", VANILLA, "twice"), 1, lambda name, rows: None)}
+    assert "SIGKILL" in found["bad"].reason
+    assert found[VANILLA].measured is not None and found["twice"].measured is not None
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (lambda r: r.batch.samples[0].image.__setitem__(slice(None), 0), "the image of sample"),
+        (lambda r: r.batch.backbone.denoiser.register_forward_hook(lambda *_: None), "_forward_hooks"),
+        (lambda _: torch.set_default_dtype(torch.float64), "the default dtype"),
+    ],
+    ids=["image", "hook", "dtype"],
+)
+def test_where_nothing_can_be_forked_the_culprit_is_named_and_nothing_goes_on_after_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, act: Callable[[Any], Any], said: str
+) -> None:
+    monkeypatch.setattr(workers, "can_fork", lambda: False)
+    try:
+        kinds = {"bad": bad(act), "twice": Twice}
+        monkeypatch.setattr(trial, "create_technique", lambda name: kinds[name]())
+        found = list(attempts(bench, ("bad", VANILLA, "twice"), 1, lambda name, rows: None))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [a.name for a in found] == [VANILLA, "bad"]
+    assert found[-1].spoils and found[-1].measured is None and said in found[-1].reason
+
+
+def test_where_nothing_can_be_forked_time_is_up_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "can_fork", lambda: False)
+    found = run(bench, monkeypatch, bad(lambda _: time.sleep(60)))
+    assert "stopped after 2 s" in found["bad"].reason and found["twice"].measured is not None
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, torch.OutOfMemoryError])
+def test_batches_are_halved_whatever_says_that_memory_ran_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def asks(request: Any) -> None:
+        if len(request.batch) > 4:
+            raise error("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+
+    found = run(bench, monkeypatch, bad(asks))["bad"]
+    assert found.measured is not None
+    assert found.notices == (
+        "out of memory in bad: going on with batches of 16",
+        "out of memory in bad: going on with batches of 8",
+        "out of memory in bad: going on with batches of 4",
+    )
+
+
+def test_a_run_that_had_to_stop_is_finished_without_the_culprit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the screening itself, on the embedded backbone, as it is where a GPU is in use."""
+    from gate.errors import ConfigurationError
+    from gate.registry import create_technique
+    from gate.screening import resume, screen
+
+    def hooks(request: Any) -> None:
+        request.batch.backbone.denoiser.conv_in.register_forward_hook(lambda *_: None)
+
+    def create(name: str) -> Technique:
+        return bad(hooks)() if name == "freeu" else create_technique(name)
+
+    monkeypatch.setattr(workers, "can_fork", lambda: False)
+    monkeypatch.setattr(trial, "create_technique", create)
+    settings: dict[str, Any] = {
+        "samples": 14,
+        "seeds": 1,
+        "timesteps": (50,),
+        "probes": (),
+        "image_samples": 1,
+    }
+    with pytest.raises(ConfigurationError, match="freeu cannot be trusted.*gate resume"):
+        screen("freeu,prompt", **settings, image_steps=1, output=str(tmp_path / "run"))
+    results = resume(tmp_path / "run").results
+    assert [row["name"] for row in results.ranking] == ["prompt"]
+    assert [s["name"] for s in results.skipped] == ["freeu"]
+    assert "_forward_hooks" in results.skipped[0]["reason"]
