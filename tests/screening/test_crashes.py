@@ -63,6 +63,7 @@ def test_killed_while_loading_a_run_is_no_dead_end(
     assert code == 0 and same(run, sound), text
 
 
+@pytest.mark.slow
 def test_killed_before_anything_is_written_a_run_begins_anew(tmp_path: Path, sound: Path) -> None:
     run = create_directory(str(tmp_path / "run"))
     (run / "run.json.tmp").write_text("{", encoding="utf-8")

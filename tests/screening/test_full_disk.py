@@ -61,7 +61,7 @@ def test_a_disk_that_is_full_at_any_write_loses_nothing(tmp_path: Path, sound: P
 def test_a_limit_on_the_size_of_files_at_any_byte_loses_nothing(tmp_path: Path, sound: Path) -> None:
     """RLIMIT_FSIZE: the system itself cuts a write short, in the middle of every file of a run."""
     sizes = {f.stat().st_size for f in sound.rglob("*") if f.is_file()}
-    limits = sorted({0, 1, 100, 1000} | {s + d for s in sizes for d in (-1, 0)} | {30_000, 51_000, 52_000})
+    limits = sorted({0, 1, 100, 1000} | {s - 1 for s in sizes} | {30_000, max(sizes)})
     codes = []
     for limit in limits:
         run = tmp_path / str(limit)
@@ -115,7 +115,7 @@ def test_a_disk_of_a_few_kilobytes_loses_nothing(tmp_path: Path, sound: Path) ->
 
     no_room(tmp_path)
     codes = []
-    for kib in (8, 12, 16, 40, 64, 100, 164, 180, 220, 260, 300, 340, 380, 420, 460, 500, 1024):
+    for kib in (8, 16, 64, 164, 220, 300, 380, 460, 1024):
         disk, run = tmp_path, tmp_path / "run"
 
         def work(kib: int = kib, disk: Path = disk, run: Path = run) -> tuple[int, str, bool, int, str, bool]:
@@ -162,6 +162,7 @@ def test_a_shelf_on_a_full_disk_is_an_error_and_no_dead_process(tmp_path: Path) 
     assert in_a_fork(work) == os.strerror(errno.ENOSPC)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_while_measuring_ends_the_screening_and_blames_no_technique(
     tmp_path: Path, sound: Path
 ) -> None:
