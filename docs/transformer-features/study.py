@@ -22,7 +22,8 @@ from safetensors.numpy import load_file
 import gate
 from gate.backbones.massive import THRESHOLD
 from gate.data import load_data
-from gate.ranking.statistics import confusion_error, confusion_margins, paired_bca
+from gate.measure import confusion_error, confusion_margins
+from gate.ranking.statistics import paired_interval
 from gate.tiny import WEIGHTS
 from gate.tiny.recipe.progress import Ema, Schedule, train_steps
 from gate.tiny.recipe.train import Recipe, cache_latents, draw_batch, load_cache
@@ -174,7 +175,7 @@ def measure(run: Path, samples: int) -> None:
 
 
 def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Vanilla's shifts and probe figures through one set of layers minus through another: value, low, high (BCa 95 %,
+    """Vanilla's shifts and probe figures through one set of layers minus through another: value, low, high (95 %,
     paired over samples). Shifts: lower is better; figures (mIoU, balanced accuracy): higher."""
     made = {}
     for key in before:
@@ -184,19 +185,19 @@ def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, l
         if kind == "shift" and not name.endswith("@own"):  # the same for vanilla
             means = [side.mean(axis=tuple(range(side.ndim - 1))) for side in sides]
             difference = means[0] - means[1]
-            interval = paired_bca(lambda i, d=difference: d[i].mean(-1), n, seed=0)
+            interval = paired_interval(lambda c, d=difference: c @ d / c.sum(-1), n, seed=0)
         elif kind == "probe":
             figure: Any = "miou" if name == "pixel-linear" else "balanced-accuracy"
             margins = [confusion_margins(side.sum(axis=1)) for side in sides]  # (t, n, 3, k)
 
-            def gain(i: Any, margins: Any = margins, figure: Any = figure) -> Any:
+            def gain(c: Any, margins: Any = margins, figure: Any = figure) -> Any:
                 errors = [
-                    np.mean([confusion_error(at_t[i].sum(axis=-3), figure) for at_t in side], axis=0)
+                    np.mean([confusion_error(np.tensordot(c, at_t, 1), figure) for at_t in side], axis=0)
                     for side in margins
                 ]
                 return errors[1] - errors[0]
 
-            interval = paired_bca(gain, n, seed=0)
+            interval = paired_interval(gain, n, seed=0)
         else:
             continue
         made[name] = [interval.value, interval.low, interval.high]

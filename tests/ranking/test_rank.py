@@ -282,6 +282,19 @@ def test_star_interval_and_p_are_one_test():
     assert {e.verdict for e in entries if e.score.value < 0} <= {"none", "worse"}
 
 
+def test_the_smallest_p_survives_holm_over_many_techniques():
+    base = np.random.default_rng(0).lognormal(0, 0.5, (N, 1))
+    rng = np.random.default_rng(1)
+    many = {
+        f"t{i:02}": Evidence({"cosine": 0.5 * base * rng.lognormal(0, 0.1, base.shape)}) for i in range(30)
+    }
+    given: dict = {"score_metrics": ("cosine",), "score_probes": (), "measures": {}, "seed": 0}
+    entries = rank(Evidence({"cosine": base}), many, resamples=200, **given).entries
+    assert {e.verdict for e in entries} == {"better"} and {e.p for e in entries} == {1 / 3001}
+    (one,) = rank(Evidence({"cosine": base}), {"t00": many["t00"]}, **given).entries
+    assert one.p == 1 / 2001
+
+
 def test_shares_never_exceed_one():
     base = np.random.default_rng(0).lognormal(0, 1.5, (9, 1))
     nearly = Evidence({"cosine": base * np.linspace(0.0, 0.1, 9)[:, None]})
