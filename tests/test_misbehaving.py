@@ -39,7 +39,7 @@ DEGENERATE = {
     "constant": "torch.ones_like(v)",
     "frozen": "v[:1].expand_as(v).clone()",
     "smoothed": "v.mean((2, 3), keepdim=True).expand_as(v).clone()",
-    "blurred": "F.avg_pool2d(F.pad(v, (3, 3, 3, 3), mode='replicate'), 7, 1)",
+    "blurred": "F.avg_pool2d(F.pad(v, (4, 4, 4, 4), mode='replicate'), 9, 1)",
     "loud-offset": "v + 20 * v.abs().mean()",
     "loud-channel": "torch.cat([v[:, :1] * 1000, v[:, 1:]], 1)",
     "neighbours": "v.mean(0, keepdim=True).expand_as(v).clone()",
@@ -144,7 +144,7 @@ def gate(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def screened(path: Path) -> tuple[dict[str, Any], subprocess.CompletedProcess[str]]:
     names = ",".join(("prompt", *STRANGERS))
-    settings = (*SETTINGS, "--technique-timeout", "60", "--format", "json", "--output", "run")
+    settings = (*SETTINGS, "--technique-timeout", "30", "--format", "json", "--output", "run")
     done = gate(path, "screen", "--techniques", names, *settings)
     return json.loads(done.stdout), done
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gate.errors import ConfigurationError
+from gate.errors import ConfigurationError, UsageError
 from gate.schedule import NoiseSchedule, PredictionType, sample_noise
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
@@ -101,7 +101,7 @@ def test_a_reversed_schedule_is_refused() -> None:
 def test_unknown_prediction_type_and_timestep_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="one of epsilon"):
         NoiseSchedule.from_config({**SD, "prediction_type": "score"})
-    with pytest.raises(ConfigurationError, match=r"choose one in 0 \.\.\. 999"):
+    with pytest.raises(UsageError, match=r"choose one in 0 \.\.\. 999"):
         make().check(1000)
 
 

@@ -32,9 +32,7 @@ class Doubt:
 def doubt(technique: Any, measured: Measured, vanilla: Measured) -> Doubt:
     """Of one technique. A declared leak starts elsewhere than vanilla, so its features need not be like vanilla's: its
     probe alone speaks for it anyway."""
-    pairs = [
-        (Carried(*ours), Carried(*theirs)) for ours, theirs in zip(*_rows(measured, vanilla), strict=True)
-    ]
+    pairs = [*zip(_carried(measured), _carried(vanilla), strict=True)]
     leak, unseen = technique.leak, measured.unseen
     if not leak and unseen is not None and (told := Unseen(*map(float, unseen)).told()):
         leak = f"found, not declared: of an image that was not in the latent, {told}"
@@ -46,8 +44,10 @@ def doubt(technique: Any, measured: Measured, vanilla: Measured) -> Doubt:
     return Doubt(lost[0] if lost and not technique.leak else "", leak, technique.truth, shares)
 
 
-def _rows(*every: Measured) -> list[list[list[float]]]:
-    return [[] if m.carried is None else m.carried.astype(float).tolist() for m in every]
+def _carried(measured: Measured) -> list[Carried]:
+    return (
+        [] if measured.carried is None else [Carried(*row) for row in measured.carried.astype(float).tolist()]
+    )
 
 
 def counting(evidence: Mapping[str, Evidence], doubts: Mapping[str, Doubt]) -> dict[str, Evidence]:

@@ -106,8 +106,13 @@ class Examination:
         return load_data("scenes-held-out", n=MANY, size=self.backbone.image_size) if few else self.samples
 
     def plan(self, technique: Technique, samples: SampleSet, t: int = TIMESTEPS[0]) -> Plan:
-        """One noised pass of fitted technique and samples."""
-        return Plan(self.backbone, technique, samples, (t,), (0,), self.layers, batch_size=len(samples))
+        """One noised pass of a fitted technique."""
+        return Plan(self.backbone, technique, samples, (t,), (0,), self.layers, len(samples))
+
+    @functools.cached_property
+    def usual_carried(self) -> dict[int, Carried]:
+        """What the plain backbone's features carry, by timestep."""
+        return {t: self.carried(Technique(), t) for t in TIMESTEPS}
 
     def carried(self, technique: Technique, t: int) -> Carried:
         """What the features of a fitted technique carry of many images."""

@@ -201,7 +201,7 @@ class _Invariants(Examination):
             return f"not asked of what starts elsewhere: {self.technique.leak}"
         lost, least = "", 1.0
         for t in TIMESTEPS:
-            ours, theirs = (self.carried(made, t) for made in (self.fitted(), Technique()))
+            ours, theirs = self.carried(self.fitted(), t), self.usual_carried[t]
             lost = lost or ours.lacking(theirs)
             least = min(least, ours.image / theirs.image)
         if lost:

@@ -18,6 +18,7 @@ from gate.ranking.entry import Entry, Ranking, Weights
 from gate.ranking.rank import winners
 from gate.ranking.statistics import Interval
 from gate.screening import Screening
+from gate.screening.doubts import Doubt
 from gate.screening.remarks import steps, unconfirmed
 
 cli = CliRunner()
@@ -90,7 +91,7 @@ def test_nobody_wins_whose_probe_loses_and_no_leak_whose_probe_does_not_win() ->
         entry("good leak", 0.01, 0.02),
     )
     ranking = Ranking(entries, "shift and probes", Weights(), (), (), 9, 0.95, ())
-    techniques = {e.name: SimpleNamespace(leak="it is" if "leak" in e.name else "") for e in entries}
+    techniques = {e.name: Doubt("", "it is" if "leak" in e.name else "", (), {}) for e in entries}
     denied = unconfirmed(ranking, techniques)
     assert set(denied) == {"constant", "leak"}
     assert winners(ranking, controls=denied) == ("touching", "good leak")

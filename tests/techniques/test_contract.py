@@ -48,7 +48,7 @@ MIXED = (
 def test_keeps_the_contract(name: str, backbone: Backbone, samples: SampleSet) -> None:
     report = check_technique(QUICK.get(name, name), backbone, samples)
     assert report.ok, str(report)
-    assert len(report.findings) == 12
+    assert len(report.findings) == 15
 
 
 @pytest.mark.parametrize("name", WITH_WEIGHTS)
