@@ -83,6 +83,7 @@ def test_an_installed_technique_is_listed_beside_ours(installed: Path, tmp_path:
     assert "prompt" in rows
 
 
+@pytest.mark.slow
 def test_it_keeps_the_contract_and_so_does_the_guide_s(installed: Path, tmp_path: Path) -> None:
     text = GUIDE.read_text(encoding="utf-8")
     (tmp_path / "told_timestep.py").write_text(text.split("```python\n")[1].split("```")[0], encoding="utf-8")

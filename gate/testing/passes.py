@@ -98,16 +98,26 @@ class Examination:
         return list(out.values())
 
     @functools.cached_property
-    def many(self) -> SampleSet:
-        """As many images as it takes to say what features carry: the samples, or held-out scenes where they are few."""
-        from gate.data import load_data
+    def many(self) -> tuple[SampleSet, Tensor]:
+        """As many images as it takes to say what features carry, with their latents: the samples, or held-out scenes
+        where they are few."""
+        import torch
+
+        from gate.backbone import pixels
 
         few = len(self.samples) < MANY
-        return load_data("scenes-held-out", n=MANY, size=self.backbone.image_size) if few else self.samples
+        samples = _scenes(self.backbone.image_size) if few else self.samples
+        x0 = (
+            [self.backbone.encode(pixels([s])) for s in samples]
+            if few
+            else [self.latents[s.id][None] for s in samples]
+        )
+        return samples, torch.cat(x0)
 
-    def plan(self, technique: Technique, samples: SampleSet, t: int = TIMESTEPS[0]) -> Plan:
-        """One noised pass of a fitted technique."""
-        return Plan(self.backbone, technique, samples, (t,), (0,), self.layers, len(samples))
+    def plan(self, technique: Technique, t: int = TIMESTEPS[0]) -> Plan:
+        """One noised pass of a fitted technique over many images."""
+        samples, x0 = self.many
+        return Plan(self.backbone, technique, samples, (t,), (0,), self.layers, len(samples), x0)
 
     @functools.cached_property
     def usual_carried(self) -> dict[int, Carried]:
@@ -116,14 +126,11 @@ class Examination:
 
     def carried(self, technique: Technique, t: int) -> Carried:
         """What the features of a fitted technique carry of many images."""
-        import torch
-
-        grids, x0 = Grids(), []
-        with contextlib.closing(stream(self.plan(technique, self.many, t))) as passes:
+        grids = Grids()
+        with contextlib.closing(stream(self.plan(technique, t))) as passes:
             for passed in passes:
                 grids.add(passed.response.features)
-                x0.append(passed.request.batch.x0)
-        return grids.carried(torch.cat(x0))
+        return grids.carried(self.many[1])
 
     def batch(self, part: Sequence[Sample], everyone: Sequence[Sample]) -> Batch:
         import torch
@@ -167,6 +174,13 @@ class Examination:
         if not worst <= (TOLERANCE if exact else HALF_TOLERANCE):
             raise Broken(f"{name} {what}, by {worst:.1e} of its largest value")
         return f"within {worst:.0e} of the largest value"
+
+
+@functools.cache
+def _scenes(size: int) -> SampleSet:
+    from gate.data import load_data
+
+    return load_data("scenes-held-out", n=MANY, size=size)
 
 
 def fresh(technique: Technique, neutral: bool = False) -> Technique:

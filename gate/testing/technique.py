@@ -211,9 +211,9 @@ class _Invariants(Examination):
     def leaks(self) -> str:
         if self.technique.leak:
             return f"declared: {self.technique.leak}"
-        if told := unseen(self.plan(self.fitted(), self.many)).told():
+        if told := unseen(self.plan(self.fitted())).told():
             raise Broken(f"{told}; say so in `leak`")
-        return f"{len(self.many)} images were in no latent, and nothing of them came back"
+        return f"{len(self.many[0])} images were in no latent, and nothing of them came back"
 
     def round_trip(self) -> str:
         from safetensors.torch import load, save

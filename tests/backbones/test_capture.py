@@ -123,6 +123,7 @@ def test_only_the_wanted_attention_is_looked_at(tiny: Backbone, monkeypatch: pyt
     assert len(computed) == 1
 
 
+@pytest.mark.slow
 def test_a_compiled_denoiser_is_told_where_it_hides_its_layers(tiny: Backbone) -> None:
     text = torch.zeros(1, 32, tiny.denoiser.config.cross_attention_dim)
     given = (torch.randn(1, 4, 16, 16), 50, text)

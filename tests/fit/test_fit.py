@@ -57,6 +57,7 @@ def test_what_is_fitted_is_a_technique_that_changes_features(done: Path, tiny: A
     assert all(not torch.equal(changed[k], plain[k]) for k in plain)
 
 
+@pytest.mark.slow
 def test_an_interrupted_fit_resumes_to_the_same_weights(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +87,7 @@ def test_an_interrupted_fit_resumes_to_the_same_weights(
         assert torch.equal(ours[key], theirs[key]), key
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_what_goes_through_and_changes_no_result(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +122,14 @@ def test_wrong_settings_are_one_sentence(changes: dict[str, Any], text: str, tmp
 
 
 @pytest.mark.parametrize(
-    "name", ["controlnet", "t2i-adapter", "ip-adapter", "textual-inversion", "cleandift"]
+    "name",
+    [
+        "controlnet",
+        pytest.param("t2i-adapter", marks=pytest.mark.slow),
+        pytest.param("ip-adapter", marks=pytest.mark.slow),
+        "textual-inversion",
+        "cleandift",
+    ],
 )
 def test_the_others_are_fitted_and_screened_as_techniques(
     name: str, tmp_path: Path, tiny: Any, scenes: Any
@@ -139,6 +148,7 @@ def test_the_others_are_fitted_and_screened_as_techniques(
     assert not before.changes()
 
 
+@pytest.mark.slow
 def test_a_gain_is_measured_against_the_plain_backbone(tmp_path: Path) -> None:
     """A T2I-Adapter and an IP-Adapter change the prediction from their first step on; step 0 is without them."""
     zero = [

@@ -93,6 +93,7 @@ def test_two_runs_with_one_seed_give_identical_numbers(done: Screening, tmp_path
     assert scores[0] == scores[1]
 
 
+@pytest.mark.slow
 def test_batch_sizes_one_and_eight_agree(tmp_path: Path) -> None:
     runs = [screen(**{**SMALL, "samples": 14}, batch_size=b, output=str(tmp_path / str(b))) for b in (1, 8)]
     one, eight = (open_run(r.path).arrays for r in runs)
