@@ -95,6 +95,7 @@ def test_noise_and_prediction_of_flow_are_consistent() -> None:
     torch.testing.assert_close(schedule.eps_from(eps - x0, x_t, t), eps)
 
 
+@pytest.mark.slow
 def test_a_screening_at_an_alpha_bar_is_one_at_its_timestep(tmp_path: Path) -> None:
     def run(name: str, **levels: object) -> dict[str, Any]:
         return gate.screen(

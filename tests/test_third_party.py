@@ -96,6 +96,7 @@ def test_it_keeps_the_contract_and_so_does_the_guide_s(installed: Path, tmp_path
     python("-c", code, path=(installed,), cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_it_is_screened_with_a_broken_neighbour(installed: Path, broken: Path, tmp_path: Path) -> None:
     gate(*SCREEN, "--output", "run", path=(installed, broken), cwd=tmp_path)
     results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))

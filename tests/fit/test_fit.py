@@ -127,8 +127,8 @@ def test_wrong_settings_are_one_sentence(changes: dict[str, Any], text: str, tmp
         "controlnet",
         pytest.param("t2i-adapter", marks=pytest.mark.slow),
         pytest.param("ip-adapter", marks=pytest.mark.slow),
-        "textual-inversion",
-        "cleandift",
+        pytest.param("textual-inversion", marks=pytest.mark.slow),
+        pytest.param("cleandift", marks=pytest.mark.slow),
     ],
 )
 def test_the_others_are_fitted_and_screened_as_techniques(

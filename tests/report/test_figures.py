@@ -160,6 +160,7 @@ def _seen(figure: Any) -> list[Text]:
     return [t for t in texts if t.get_visible() and t.get_text().strip() and not any(t is b for b in beyond)]
 
 
+@pytest.mark.slow
 def test_no_picture_of_sixty_techniques_is_taller_than_two_thousand_pixels(tmp_path: Path) -> None:
     names = tuple(f"prompt[quality={i}]" for i in range(60))
     run = fabricate(tmp_path / "run", names=names)

@@ -47,6 +47,7 @@ def test_killed_at_any_write_a_run_can_be_finished(tmp_path: Path, sound: Path) 
     assert points >= 10
 
 
+@pytest.mark.slow
 def test_killed_while_loading_a_run_is_no_dead_end(
     tmp_path: Path, sound: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

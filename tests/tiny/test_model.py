@@ -94,6 +94,7 @@ def _cache() -> LatentCache:
     return LatentCache(torch.randn(6, 4, 16, 16, generator=generator), tokens, tokens[0, 0])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     recipe = Recipe(steps=2, batch=2, warm_up=1)
     whole = train(recipe, _cache(), tmp_path / "whole")

@@ -56,6 +56,7 @@ def test_each_says_how_it_was_fitted_and_that_it_helped(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["controlnet-canny", "lora-sketches"])
+@pytest.mark.slow
 def test_the_cards_figure_can_be_had_again(name: str) -> None:
     """On fewer scenes: the share of vanilla's x0_hat error that is gone lies above 0 beyond chance."""
     what = shipped.MEASURED[name]
