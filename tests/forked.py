@@ -42,7 +42,15 @@ def _sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def gate(*arguments: Any) -> Outcome:
-    done = CliRunner().invoke(app, [str(a) for a in arguments])
+    """On one thread, as in a fork: the last bits of a sum follow the number of threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        done = CliRunner().invoke(app, [str(a) for a in arguments])
+    finally:
+        torch.set_num_threads(threads)
     return done.exit_code, done.output
 
 
