@@ -102,7 +102,7 @@ def lora_weights(backbone: Backbone, source: str, weight_name: str, scale: float
         for name, parameter in _parameters(backbone).items():
             if not torch.equal(parameter, before[name]):
                 changed[name] = parameter.detach().clone()
-                parameter.data.copy_(before[name])
+            parameter.data.copy_(before[name])  # equal ones too: a zero may have lost its sign
     if not changed and scale:
         raise ConfigurationError(
             f"{source!r} changes nothing in {backbone.name}; it was made for another backbone."

@@ -120,6 +120,26 @@ def test_the_contract_holds(tiny: Backbone, scenes: SampleSet, tmp_path: Path) -
     assert report.ok, str(report)
 
 
+def test_a_zero_keeps_its_sign_where_a_lora_adds_nothing(tiny: Backbone, tmp_path: Path) -> None:
+    """-0 + 0 is +0 and equal to it: restored to the bit all the same."""
+    silent, *_ = LAYERS
+    state = {}
+    for path, (a, b) in factors(tiny).items():
+        a, b = (torch.ones_like(a), torch.zeros_like(b)) if path == silent else (a, b)
+        state |= {f"unet.{path}.lora_A.weight": a, f"unet.{path}.lora_B.weight": b}
+    file = tmp_path / "style.safetensors"
+    save_file(state, file)
+    weight: torch.Tensor = tiny.denoiser.get_submodule(silent).weight.data  # type: ignore[assignment, union-attr]
+    kept = weight[0, 0].item()
+    try:
+        weight[0, 0] = -0.0
+        with create_technique("lora", weights=str(file)).attach(tiny):
+            pass
+        assert weight[0, 0].item() == 0 and torch.signbit(weight[0, 0])
+    finally:
+        weight[0, 0] = kept
+
+
 def test_missing_and_wrong_weights_are_one_sentence(
     tiny: Backbone, scenes: SampleSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
