@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gate.machine import lean_fork
+
 if TYPE_CHECKING:
     from gate.screening.attempt import Attempt
 
@@ -52,7 +54,8 @@ class Fork:
         self.name, self.started, self.late = name, time.monotonic(), 0.0
         self.receiver, sender = context.Pipe(duplex=False)
         self.process = context.Process(target=_measure_and_die, args=(work, threads, sender), daemon=True)
-        self.process.start()
+        with lean_fork():
+            self.process.start()
         sender.close()  # so that the pipe ends with the child
 
     @property
