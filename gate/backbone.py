@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gate.errors import NonFiniteError
-from gate.request import Batch, Conditioning, Request, Response
+from gate.request import Batch, Conditioning, CutResponse, Request, Response
 from gate.sample import Sample
 from gate.schedule import NoiseSchedule
 
@@ -113,23 +113,37 @@ class Backbone(abc.ABC):
         {layer: (b, c, h, w)}; of a map (b, heads x keys, h, w).
         """
 
+    def reach(self, request: Request, layers: Sequence[str]) -> dict[str, Tensor]:
+        """The activations of `activate`, bit for bit; a family may stop its forward once they are there."""
+        return self.activate(request, layers)[1]
+
     @abc.abstractmethod
     def fingerprint(self) -> str:
         """Hash of the weights' files: 16 hexadecimal digits."""
 
     def denoise(self, request: Request, layers: Sequence[str] = ()) -> Response:
-        """One denoiser call with the wanted activations. Raises NonFiniteError naming the layer."""
+        """One denoiser call with the wanted activations. Raises NonFiniteError naming the layer.
+
+        It stops after the last of them where the request wants no outputs (`CutResponse`).
+        """
         return self.recall(request, layers, self._call) if self.recall else self._call(request, layers)
 
     def _call(self, request: Request, layers: Sequence[str]) -> Response:
+        if layers and not request.outputs:
+            features = self.reach(request, layers)
+            self._check(features, request)
+            return CutResponse(features)
         prediction, features = self.activate(request, layers)
-        for layer, value in {**features, "output": prediction}.items():
+        self._check({**features, "output": prediction}, request)
+        return Response(prediction, self.schedule.x0_from(prediction, request.x_t, request.t), features)
+
+    def _check(self, found: Mapping[str, Tensor], request: Request) -> None:
+        for layer, value in found.items():
             if not is_finite(value):
                 raise NonFiniteError(
                     f"Layer {layer} of {self.name} gives NaN or infinity at t = {int(request.t[0])} in {self.dtype}; "
                     "try --dtype float32."
                 )
-        return Response(prediction, self.schedule.x0_from(prediction, request.x_t, request.t), features)
 
     def calibrate(self, layers: Sequence[str]) -> None:  # noqa: B027
         """Look at these layers before they are used; a family may find channels that are not worth keeping."""

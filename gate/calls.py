@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gate.request import Request, Response
+from gate.request import CutResponse, Request, Response
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone
 
 MEMO_BYTES = 256 << 20  # of answers that are kept; what does not fit is computed again
-UNREAD = frozenset({"eps", "batch", "seed", "origin", "features"})  # by a denoiser, of a request
+UNREAD = frozenset({"eps", "batch", "seed", "origin", "features", "outputs"})  # by a denoiser, of a request
 SECONDS = "seconds"  # beside an answer's tensors in its file
 
 
@@ -99,9 +99,9 @@ def _modes() -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """An answer: the prediction, the features where they were asked for, and the seconds that it took."""
+    """An answer: the prediction (None of a call that was cut), the features where they were asked for, and seconds."""
 
-    prediction: Tensor
+    prediction: Tensor | None
     features: dict[str, Tensor]
     seconds: float
 
@@ -143,20 +143,25 @@ class Memo:
             return make(request, layers)
         key = digest(request)
         kept = self._find(key)
-        if kept is not None and all(layer in kept.features for layer in layers):
-            self.rows += len(kept.prediction)
+        cut = bool(layers) and not request.outputs
+        serves = kept is not None and (cut or kept.prediction is not None)
+        if kept is not None and serves and all(layer in kept.features for layer in layers):
+            self.rows += len(request.x_t)
             self.seconds += kept.seconds
             # copies: who is answered may write into the answer, and what is kept with a tensor ends with it
             # (`gate.metric.kept`)
-            prediction, features = kept.prediction.clone(), {k: kept.features[k].clone() for k in layers}
+            features = {k: kept.features[k].clone() for k in layers}
+            if cut or kept.prediction is None:
+                return CutResponse(features)
+            prediction = kept.prediction.clone()
             x0 = request.batch.backbone.schedule.x0_from(prediction, request.x_t, request.t)
             return Response(prediction, x0, features)
         began = time.perf_counter()
         response = make(request, layers)
-        if kept is None or request is self.own:
+        if kept is None or not serves or request is self.own:
             seconds = time.perf_counter() - began
             features = response.features if request is self.own else {}
-            self._keep(key, response.prediction, features, seconds)
+            self._keep(key, None if cut else response.prediction, features, seconds)
         return response
 
     def _find(self, key: str) -> Kept | None:
@@ -168,11 +173,13 @@ class Memo:
         if not file.is_file():
             return None
         tensors = load_file(file)
-        seconds, prediction = float(tensors.pop(SECONDS)), tensors.pop("")
+        seconds, prediction = float(tensors.pop(SECONDS)), tensors.pop("", None)
         return Kept(prediction, tensors, seconds)
 
-    def _keep(self, key: str, prediction: Tensor, features: Mapping[str, Tensor], seconds: float) -> None:
-        tensors = {"": prediction, **features}
+    def _keep(
+        self, key: str, prediction: Tensor | None, features: Mapping[str, Tensor], seconds: float
+    ) -> None:
+        tensors = {**({} if prediction is None else {"": prediction}), **features}
         size = sum(t.nbytes for t in tensors.values())
         held = self.held if self.folder is None else _bytes_in(self.folder)
         if not self.keeping or held + size > self.limit:
@@ -180,7 +187,7 @@ class Memo:
         self.held += size
         if self.folder is None:
             copies = {layer: value.clone() for layer, value in features.items()}
-            self.answers[key] = Kept(prediction.clone(), copies, seconds)
+            self.answers[key] = Kept(None if prediction is None else prediction.clone(), copies, seconds)
             return
         from safetensors import SafetensorError
         from safetensors.torch import save_file

@@ -36,8 +36,11 @@ def keep_freed_memory() -> bool:
 
 @contextlib.contextmanager
 def lean_fork() -> Iterator[None]:
-    """What is forked within starts lean: freed blocks are given back, or a child that reuses one would copy garbage; and
-    its collector leaves alone what the parent made, or it would copy every page of it to look for circles."""
+    """What is forked within starts lean.
+
+    Freed blocks are given back: a child that reuses one would copy garbage first. And its collector leaves alone what
+    the parent made: it would copy every page of it to look for circles.
+    """
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):  # a C library without malloc_trim
             ctypes.CDLL(None).malloc_trim(0)

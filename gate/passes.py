@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gate.calls import Counter, Memo, counted
 from gate.errors import PluginError
-from gate.request import Batch, Conditioning, Request, Response
+from gate.request import Batch, Conditioning, Request, Response, WholeNeeded
 from gate.technique import Technique
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ class Plan:
 
     technique: fitted. rows: of the samples, those that this plan is about; a control may borrow from the others all
     the same. x0: (n, c, h, w), their latents, encoded batch by batch where None. clean: whether each batch begins with
-    the pass at t = 0 through the technique. pairs: (timestep, seed), where not all combinations are wanted. batch_size
-    and the order of samples change no result.
+    the pass at t = 0 through the technique. outputs: whether predictions are wanted; where they are not, forwards stop
+    after the last layer, unless the technique asks for a prediction. pairs: (timestep, seed), where not all
+    combinations are wanted. batch_size and the order of samples change no result.
     """
 
     backbone: Backbone
@@ -48,6 +49,7 @@ class Plan:
     batch_size: int = 8
     x0: Tensor | None = None
     clean: bool = False
+    outputs: bool = True
     rows: slice = field(default_factory=lambda: slice(None))
     pairs: tuple[tuple[int, int], ...] = ()
 
@@ -117,21 +119,23 @@ def stream(
     if technique.attaches:
         memo = None  # another denoiser's answers
     serving = memo.serving(backbone) if memo else contextlib.nullcontext()
+    outputs = plan.outputs
     with technique.attach(backbone), counted(backbone) as count, serving:
         for rows, batch in plan.batches():
             meter = _Meter(count, memo, len(batch))
             conditioning = technique.condition(batch.neutral, batch)
             conditioned = meter.read()
-            for request in _requests(plan, batch, conditioning):
+            for asked in _requests(plan, batch, conditioning):
+                request = asked if outputs else asked.with_(outputs=False)
                 plain = conditioning is batch.neutral and not technique.attaches
-                known = (
-                    [(request, reference(rows))] if reference and plain and request.origin == "clean" else []
-                )
-                if memo:
-                    memo.own = request
+                answer = reference(rows) if reference and plain and request.origin == "clean" else None
                 meter = _Meter(count, memo, len(batch))
                 given = _versions(request)
-                response = single_pass(technique, request, plan.layers, known=known)
+                try:
+                    response = _pass(technique, request, plan.layers, answer, memo)
+                except WholeNeeded:  # it will ask again in every pass
+                    outputs, request, meter = True, asked, _Meter(count, memo, len(batch))
+                    response = _pass(technique, request, plan.layers, answer, memo)
                 if _versions(request) != given:
                     raise PluginError(
                         f"{technique.name} wrote into the latents or the noise that it was given; change a copy "
@@ -174,17 +178,33 @@ def single_pass(
     request: Request,
     layers: Sequence[str],
     *,
-    known: Sequence[tuple[Request, Response]] = (),
+    known: Response | None = None,
 ) -> Response:
     """One pass through a technique that is attached: start, then denoise around the backbone's own call.
 
     The reference at t = 0 and the later states of a trajectory never start elsewhere. A call repeated on the very same
     clean or sampled request is answered from the first: an ensemble of one state is that state.
-    known: requests whose answers are there already; a technique that looks at answers gets copies of them.
+    known: the answer to this very request, where it is there already; a technique that looks at answers gets a copy.
     """
+    try:
+        return _pass(technique, request, layers, known)
+    except WholeNeeded:
+        return _pass(technique, request.with_(outputs=True), layers, known)
+
+
+def _pass(
+    technique: Technique,
+    request: Request,
+    layers: Sequence[str],
+    known: Response | None,
+    memo: Memo | None = None,
+) -> Response:
+    """As `single_pass`. Raises WholeNeeded where the technique asks for a prediction that the request does not want."""
+    if memo:
+        memo.own = request
     backbone = request.batch.backbone
     looks = type(technique).denoise is not Technique.denoise
-    seen = [(asked, answer.copy() if looks else answer) for asked, answer in known]
+    seen = [] if known is None else [(request, known.copy() if looks else known)]
 
     def call(inner: Request) -> Response:
         for asked, answer in seen:

@@ -128,7 +128,8 @@ class Request:
 
     x_t: (b, c, h, w). t: (b,) long, the true noise level of x_t. t_condition: (b,), what the denoiser is told.
     eps: (b, c, h, w), the noise in x_t. seed: the noise seed. residuals: extra inputs of the denoiser (ControlNet).
-    features: whether this call's activations are wanted; intermediate calls switch it off.
+    features: whether this call's activations are wanted; intermediate calls switch it off. outputs: whether its
+    prediction is; where it is not, a call for activations stops after the last of them (`CutResponse`).
     origin: "noised" = x0 plus eps; "clean" = the reference, t = 0 and no noise; "sampled" = a state of a generating
     trajectory. Only a noised request can be drawn again: `at` and `renoised` leave the other two as they are.
     """
@@ -142,6 +143,7 @@ class Request:
     seed: int
     origin: Origin = "noised"
     features: bool = True
+    outputs: bool = True
     residuals: dict[str, Any] = field(default_factory=dict)
 
     def with_(self, **changes: Any) -> Request:
@@ -189,12 +191,48 @@ class Response:
         return Response(self.prediction.clone(), self.x0.clone(), features)
 
 
+class WholeNeeded(BaseException):
+    """Somebody asks a `CutResponse` for its prediction: the pass is made again, whole (`gate.passes.single_pass`).
+
+    No Exception: a technique that catches those would go on without an answer.
+    """
+
+
+class CutResponse(Response):
+    """Of a forward that stopped after its last wanted layer: it has features, and no prediction.
+
+    Raises WholeNeeded where prediction or x0 are read. It could not make them later: a technique may have changed the
+    denoiser for this one call.
+    """
+
+    def __init__(self, features: dict[str, Tensor]) -> None:
+        object.__setattr__(self, "features", features)
+
+    @property
+    def prediction(self) -> Tensor:  # type: ignore[override]
+        raise WholeNeeded
+
+    @property
+    def x0(self) -> Tensor:  # type: ignore[override]
+        raise WholeNeeded
+
+    def with_(self, **changes: Any) -> Response:
+        if set(changes) != {"features"}:
+            raise WholeNeeded
+        return CutResponse(changes["features"])
+
+    def copy(self) -> Response:
+        return CutResponse({layer: value.clone() for layer, value in self.features.items()})
+
+
 def mean_response(responses: Sequence[Response]) -> Response:
     """Mean of predictions, x0_hat and features; one response is returned as it is."""
     if len(responses) == 1:
         return responses[0]
     n = len(responses)
-    prediction = torch.stack([r.prediction for r in responses]).mean(0)
     layers = responses[0].features
     features = {k: sum((r.features[k] for r in responses[1:]), layers[k]) / n for k in layers}
+    if all(isinstance(r, CutResponse) for r in responses):
+        return CutResponse(features)
+    prediction = torch.stack([r.prediction for r in responses]).mean(0)
     return Response(prediction, torch.stack([r.x0 for r in responses]).mean(0), features)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,10 @@ class _Forward:
         return tokens.transpose(1, 2).reshape(b, d, h, n // h)
 
 
+class _Reached(Exception):
+    """All that is wanted is there: what called the denoiser need not wait for the rest of its forward."""
+
+
 @contextlib.contextmanager
 def capture(
     denoiser: nn.Module,
@@ -102,13 +106,15 @@ def capture(
     *,
     steps: Collection[int] | str = (),
     strict: bool = True,
+    stop: bool = False,
 ) -> Iterator[Captured]:
     """Activations of any diffusers denoiser that you call: in your own loop, or inside a pipeline that generates.
 
     layers: ids, aliases and presets (`gate list layers`), {id: True}, or {name: place} (layers.py). Yields what each
     forward fills anew, {id: (b, c, h, w)}; maps are (b, heads, positions, keys). With guidance, b is twice the batch.
     steps: which forwards to keep besides, counted from 0, or "all": `seen.steps[3]["up1"]`.
-    strict: whether a layer that a forward does not reach is an error (ConfigurationError).
+    strict: whether a layer that a forward does not reach is an error (ConfigurationError). stop: end the forward once
+    all are there, and the block with it: nothing after the call is run. What is captured is the same to the last bit.
     Nothing in the denoiser is changed; hooks go when the block ends. Only where a map is wanted are softmax weights
     computed, beside the attention and not in its place. Raises UsageError for an unknown layer.
     """
@@ -129,6 +135,7 @@ def capture(
         paths.update({layer: known[layer] for layer in resolve_layers(wanted, known)})
     seen, forward, maps = Captured(), _Forward(), dict[str, Tensor]()
     handles = [denoiser.register_forward_pre_hook(_start(seen, forward, maps, paths), with_kwargs=True)]
+    finish = _finish(seen, forward, maps, paths, steps, strict)
     try:
         for layer, path in paths.items():
             module, _, what = path.partition(":")
@@ -137,8 +144,12 @@ def capture(
                     handles += _watch(denoiser, place, place, maps, forward)
             elif module or what != "in":
                 handles += _watch(denoiser, path, layer, seen, forward)
-        handles.append(denoiser.register_forward_hook(_finish(seen, forward, maps, paths, steps, strict)))
+        if stop:
+            handles += _stop(denoiser, paths, seen, maps, finish)
+        handles.append(denoiser.register_forward_hook(finish))
         yield seen
+    except _Reached:
+        pass
     finally:
         for handle in handles:
             handle.remove()
@@ -180,6 +191,38 @@ def _finish(
         seen.calls += 1
 
     return hook
+
+
+def _stop(
+    denoiser: nn.Module,
+    paths: Mapping[str, str],
+    seen: Captured,
+    maps: Mapping[str, Tensor],
+    finish: Callable[[], None],
+) -> list[Any]:
+    """Hooks that end the forward once every layer is there, after those that keep them.
+
+    Where image and text are served in turn, at the end of a block: only then is it known which call was the image's.
+    """
+    mean = f":{MEAN_MAP}"
+    crosses = cross_maps(layer_paths(denoiser)) if mean in paths.values() else []
+    layers = [layer for layer, path in paths.items() if path != mean]
+    joint = not hasattr(denoiser, "down_blocks")
+
+    def check(*_: Any) -> None:
+        if all(layer in seen for layer in layers) and all(place in maps for place in crosses):
+            finish()
+            raise _Reached
+
+    handles = []
+    for place in {*paths.values(), *crosses} - {mean, ":in", ""}:
+        where, _, what = place.partition(":")
+        module = denoiser.get_submodule(".".join(where.split(".")[: 2 if joint else None]))
+        hooked = (
+            module.register_forward_pre_hook if what == "in" and not joint else module.register_forward_hook
+        )
+        handles.append(hooked(check))
+    return handles
 
 
 def _watch(

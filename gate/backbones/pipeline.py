@@ -218,8 +218,23 @@ class PipelineBackbone(Codec, Backbone):
             return self.predict(request), {}
         with capture(self.denoiser, places) as seen:
             prediction = self.predict(request)
+        return prediction, self._features(seen, places, request)
+
+    def reach(self, request: Request, layers: Sequence[str]) -> dict[str, Tensor]:
+        if (
+            self.offload
+        ):  # what brings a layer to the device and takes it away again counts on a whole forward
+            return self.activate(request, layers)[1]
+        places = {layer: self.layer_paths[layer] for layer in layers}
+        with capture(self.denoiser, places, stop=True) as seen:
+            self.predict(request)
+        return self._features(seen, places, request)
+
+    def _features(
+        self, seen: Mapping[str, Tensor], places: Mapping[str, str], request: Request
+    ) -> dict[str, Tensor]:
         grid = (request.x_t.shape[-2], request.x_t.shape[-1])
-        return prediction, {
+        return {
             layer: spatial(seen[layer], grid) if is_map(path) else self.settled(layer, seen[layer])
             for layer, path in places.items()
         }
@@ -256,7 +271,7 @@ class PipelineBackbone(Codec, Backbone):
         active.check(self, visible)
         active.fit(self, visible)
         parts: dict[str, list[Tensor]] = {layer: [] for layer in wanted}
-        plan = Plan(self, active, samples, (timestep,), (seed,), wanted, batch_size)
+        plan = Plan(self, active, samples, (timestep,), (seed,), wanted, batch_size, outputs=False)
         with contextlib.closing(stream(plan)) as passes:
             for passed in passes:
                 for layer, value in passed.response.features.items():

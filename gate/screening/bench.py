@@ -97,6 +97,7 @@ class Bench:
             batch_size or self.batch_size,
             self.x0,
             clean=True,
+            outputs=bool(self.comparing("prediction") or self.comparing("pass")),
         )
 
 

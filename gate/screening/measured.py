@@ -180,6 +180,8 @@ class Tally:
 
     def _error(self, passed: Passed, cell: Cell, rows: slice) -> None:
         """Of the noise that the reconstruction implies at the base latent: comparable whatever latent was used."""
+        if not self.plan.outputs:
+            return
         request, x0_hat = passed.request, passed.response.x0
         x0 = request.batch.x0
         a, noise = self.bench.backbone.schedule.coefficients(request.t, x0)
