@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -13,10 +12,9 @@ from benchmarks.device import slug
 from benchmarks.job import MODES, Grid
 from benchmarks.measure import Settings, measure, stderr
 from benchmarks.models import DTYPES, MODELS
+from benchmarks.results import FOLDER, write_json
 from benchmarks.sets import NAMES
 from benchmarks.table import table
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -35,7 +33,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 is its own choice")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=FOLDER)
     parser.add_argument("--peer", type=Path, action="append", default=[], metavar="CHECKOUT",
                         help="a checkout of DIFT or generic-diffusion-feature; may be given twice")  # fmt: skip
     parser.add_argument("--peer-python", default=sys.executable, metavar="PYTHON",
@@ -69,9 +67,7 @@ def main(given: list[str] | None = None) -> int:
 
 def write(found: dict[str, object], folder: Path, name: str) -> None:
     """NAME.json, and NAME.md for people."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (folder / f"{name}.md").write_text(table(found), encoding="utf-8")
+    write_json(found, folder, name).with_suffix(".md").write_text(table(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

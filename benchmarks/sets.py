@@ -15,7 +15,7 @@ NAMES = ("dift", "practical", "legacy", "maps")
 
 
 def layers_of(name: str, backbone: Backbone) -> tuple[str, ...]:
-    """The ids of a set on this denoiser. A transformer has no levels: its legacy set is the output of its last block."""
+    """The ids of a set on this denoiser. A transformer has no levels: its legacy set is its last block's output."""
     known = backbone.layer_paths
     unet = hasattr(backbone.denoiser, "down_blocks")
     if name == "maps":

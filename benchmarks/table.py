@@ -24,11 +24,12 @@ def table(found: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cell in found["cells"]:
+        head = f"| {cell['mode']} | {cell['set']} "
         grid = " ".join(str(cell["grid"][k]) for k in ("prompts", "images", "seeds", "timesteps"))
         for row in cell["rows"]:
             error = row["difference"]
             lines.append(
-                f"| {cell['mode']} | {cell['set']} | {grid} | {row['name']} | {statistics.median(row['seconds']):.3g} | "
+                f"{head}| {grid} | {row['name']} | {statistics.median(row['seconds']):.3g} | "
                 f"{row['first_seconds']:.3g} | {row['images_per_second']:.3g} | {row['share']:.0%} | "
                 f"{error['frobenius']:.1e} | {'same' if error['same'] else 'other'} |"
             )
