@@ -23,8 +23,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=0, help="pixels a side; 0 is the model's own")
     parser.add_argument("--sets", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--grid", type=Grid.parse, default=Grid(4, 4, 2, 1), metavar="K,N,S,T",
-                        help="prompts, images, seeds, timesteps of a screen; final passes take the images alone")  # fmt: skip
+    grid = "prompts, images, seeds, timesteps of a screen; a final pass takes the images alone"
+    parser.add_argument("--grid", type=Grid.parse, default=Grid(4, 4, 2, 1), metavar="K,N,S,T", help=grid)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--half", choices=[d for d in DTYPES if d != "float32"], default="bfloat16")

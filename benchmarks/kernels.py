@@ -1,4 +1,4 @@
-"""The kernels by themselves: the head-mean map against what else gives or omits it, the epilogue against the bandwidth."""
+"""The kernels by themselves: the head-mean map against its alternatives, the epilogue against the bandwidth."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EPILOGUES: Mapping[str, Mapping[str, Any]] = {
 def head_mean(
     device: str, dtype: str, shapes: Sequence[Sequence[int]] = CROSS, repeats: int = 5, inner: int = INNER
 ) -> list[dict[str, Any]]:
-    """Per shape: seconds of the fused op, of an explicit softmax, of attention without a map; errors against float64."""
+    """Per shape: seconds of the fused op, an explicit softmax, attention without a map; errors against float64."""
     from gate.extraction.kernels.cross_map import attention_with_map
 
     found = []

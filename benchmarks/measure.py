@@ -35,8 +35,8 @@ Log = Callable[[str], None]
 @dataclass(frozen=True)
 class Settings:
     """What is asked for. half: the half precision of the fast rows. compiled: a row of hooks on a compiled denoiser.
-    small_batch: a row of hooks in half precision at the peers' own batch, 0 for none. exact: whether rows in float32 are
-    timed; compared they are always."""
+    small_batch: a row of hooks in half precision at the peers' own batch, 0 for none. exact: whether rows in float32
+    are timed; compared they are always."""
 
     model: str
     size: int = 0
@@ -56,7 +56,7 @@ Peers = Callable[[Job, Backbone], Mapping[str, Row]]
 
 
 def measure(settings: Settings, *, peers: Peers | None = None, log: Log = lambda _: None) -> dict[str, Any]:
-    """All cells of a model at a size, as JSON. Raises ValueError where a row's outputs are not those of the naive loop."""
+    """All cells of a model at a size, as JSON. ValueError: a row's outputs are not those of the naive loop."""
     backbone = load(settings.model, settings.size, settings.device)
     half = converted(backbone, settings.half, channels_last=True)
     work = counted(backbone, layers_of("legacy", backbone), settings.batch)

@@ -1,0 +1,158 @@
+"""python -m benchmarks.page: the figures of docs/performance.md, from the committed JSON."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.demands import DEMANDS, Demand, KernelDemand
+from benchmarks.device import sentence
+from benchmarks.results import FOLDER, read_all
+from benchmarks.table import table
+
+PAGE = Path(__file__).parents[1] / "docs/performance.md"
+FULL = {"prompts": 8, "images": 50, "seeds": 2, "timesteps": 3}  # the screen that the demands are about
+UNMEASURED = "unmeasured"
+Found = Mapping[str, Any]
+
+
+def page(text: str, results: Sequence[Found]) -> str:
+    """The page with every block between <!-- begin: NAME --> and <!-- end: NAME --> made anew."""
+    blocks = {"demands": demands(results), "cells": cells(results), "rates": rates(results)}
+
+    def fill(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in blocks:
+            raise KeyError(f"The page asks for {name!r}; there are {', '.join(blocks)}.")
+        return f"<!-- begin: {name} -->\n{blocks[name].strip()}\n<!-- end: {name} -->"
+
+    return re.sub(r"<!-- begin: (\w+) -->\n.*?<!-- end: \1 -->", fill, text, flags=re.DOTALL)
+
+
+def demands(results: Sequence[Found]) -> str:
+    """Each demand beside what was measured for it, on whichever devices it was."""
+    lines = [
+        "| where | demand | measured: median [range of the repeats] | at a grid of | by counted FLOPs, there / at "
+        "8 x 50 x 2 x 3 | holds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for demand in DEMANDS:
+        rows = (
+            _kernel_rows(demand, results) if isinstance(demand, KernelDemand) else _cell_rows(demand, results)
+        )
+        for row in rows or [f"{UNMEASURED} | | | {UNMEASURED}"]:
+            lines.append(f"| {demand.where} | {demand.text} | {row} |")
+    return "\n".join(lines)
+
+
+def _cell_rows(demand: Demand, results: Sequence[Found]) -> list[str]:
+    rows = []
+    for found in results:
+        if demand.gpu != ("gpu" in found["device"]) or found.get("model") != demand.model:
+            continue
+        for cell in found["cells"]:
+            if (cell["mode"], cell["set"]) != (demand.mode, demand.layers):
+                continue
+            if demand.fact == "share":
+                rows += _shares(demand, found, cell)
+                continue
+            for ratio in cell["ratios"]:
+                if (ratio["slow"], ratio["fast"]) == (demand.slow, demand.fast):
+                    grid, full = counted(cell, cell["grid"]), counted(cell, FULL)
+                    counts = f"{grid:.2f} / {full:.2f}" if cell["mode"] == "screen" else f"{grid:.2f}"
+                    rows.append(
+                        f"{ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}] | {_size(found)}, "
+                        f"{_grid(cell)} | {counts} | {_holds(demand, ratio['median'])}"
+                    )
+    return rows
+
+
+def _shares(demand: Demand, found: Found, cell: Found) -> list[str]:
+    """Share of the measured matmul rate, of the rows that a demand is about."""
+    return [
+        f"{row['share']:.0%} | {_size(found)}, {_grid(cell)} | | {_holds(demand, row['share'])}"
+        for row in cell["rows"]
+        if row["name"] == demand.fast
+    ]
+
+
+def _kernel_rows(demand: KernelDemand, results: Sequence[Found]) -> list[str]:
+    rows = []
+    for found in results:
+        for row in found.get(demand.part, ()) if "gpu" in found["device"] else ():
+            where = f"{found['device']['gpu']}, {row['dtype']}, {tuple(row['shape'])}"
+            if demand.part == "epilogue":
+                rows.append(
+                    f"{row['share']:.0%} ({row['name']}) | {where} | | {_holds(demand, row['share'])}"
+                )
+            for ratio in row.get("ratios", ()):
+                if (ratio["slow"], ratio["fast"]) == (demand.slow, demand.fast):
+                    spread = f"{ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]"
+                    rows.append(f"{spread} | {where} | | {_holds(demand, ratio['median'])}")
+    return rows
+
+
+def _holds(demand: Demand | KernelDemand, value: float) -> str:
+    met = value >= demand.least if demand.least is not None else value <= (demand.most or 0.0)
+    return "yes" if met else "**no**"
+
+
+def counted(cell: Found, grid: Mapping[str, int]) -> float:
+    """How many times the FLOPs of ours a naive loop makes, at a grid: what sharing and early exit alone can give."""
+    flops = cell["gflop"]
+    passes = grid["prompts"] * grid["seeds"] * grid["timesteps"]
+    encode = 0.0 if cell["mode"] == "cached" else flops["encode"]
+    return passes * (flops["encode"] + flops["forward"]) / (encode + passes * flops["cut"])
+
+
+def _size(found: Found) -> str:
+    return f"{found['model']} {found['size']} px"
+
+
+def _grid(cell: Found) -> str:
+    if cell["mode"] != "screen":
+        return f"{cell['grid']['images']} images"
+    return " x ".join(str(cell["grid"][k]) for k in FULL)
+
+
+def rates(results: Sequence[Found]) -> str:
+    """Matmul rates of each device at the sizes that occur."""
+    lines = [
+        "| device | model | dtype | GFLOP/s over the shapes that occur | at best | copy, GB/s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for found in results:
+        for name, rate in found.get("rates", {}).items():
+            lines.append(
+                f"| {sentence(found['device'])} | {_size(found)} | {name} | {rate['mix'] * 1e3:.0f} | "
+                f"{rate['peak'] * 1e3:.0f} | {found['bandwidth']:.1f} |"
+            )
+    return "\n".join(lines) if len(lines) > 2 else UNMEASURED
+
+
+def cells(results: Sequence[Found]) -> str:
+    """Every cell that was measured, with the command."""
+    shown = [f"`{found['command']}`\n\n{table(found)}" for found in results if found.get("cells")]
+    return "\n".join(shown) or UNMEASURED
+
+
+def main(given: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail where the page is not what the JSON says")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--results", type=Path, default=FOLDER)
+    asked = parser.parse_args(given)
+    before = asked.page.read_text(encoding="utf-8")
+    after = page(before, read_all(asked.results))
+    if asked.check:
+        return 0 if after == before else 1
+    asked.page.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
