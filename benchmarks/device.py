@@ -22,6 +22,7 @@ FLAGS = {
     "amx": "_is_amx_tile_supported",
 }
 SQUARE = (2048, 2048, 2048)
+MEGABYTES = 256  # that are copied: more than caches hold
 
 
 def describe(device: str = "cpu") -> dict[str, Any]:
@@ -71,9 +72,9 @@ def matmul_rate(shape: Sequence[int], dtype: torch.dtype, device: str = "cpu") -
     return 2 * m * n * k / _best(lambda: torch.mm(a, b, out=out), device) / 1e12
 
 
-def bandwidth(device: str = "cpu", megabytes: int = 256) -> float:
+def bandwidth(device: str = "cpu") -> float:
     """GB/s of copying a buffer larger than the caches: read once, written once."""
-    a = torch.ones(megabytes << 18, device=device)
+    a = torch.ones(MEGABYTES << 18, device=device)
     b = torch.zeros_like(a)
     return 2 * a.nbytes / _best(lambda: b.copy_(a), device) / 1e9
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.device import SQUARE, matmul_rate
+from benchmarks import device as machine
 from benchmarks.job import Job
 from gate.backbone import Backbone
 from gate.backbones.activations import capture
@@ -91,8 +91,8 @@ def attainable(products: Mapping[Shape, float], dtype: torch.dtype, device: str 
     rows = []
     for (m, n, k), gflop in most:
         shape = (min(m, max(1, LARGEST // max(n, k))), n, k)
-        rows.append({"shape": [m, n, k], "gflop": gflop, "tflops": matmul_rate(shape, dtype, device)})
-    square = matmul_rate(SQUARE, dtype, device)
+        rows.append({"shape": [m, n, k], "gflop": gflop, "tflops": machine.matmul_rate(shape, dtype, device)})
+    square = machine.matmul_rate(machine.SQUARE, dtype, device)
     work = sum(row["gflop"] for row in rows)
     mix = work / sum(row["gflop"] / row["tflops"] for row in rows) if rows else square
     return {
