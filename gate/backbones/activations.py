@@ -215,13 +215,11 @@ def _stop(
             raise _Reached
 
     handles = []
-    for place in {*paths.values(), *crosses} - {mean, ":in", ""}:
+    for place in {*paths.values(), *crosses} - {mean, ""}:
         where, _, what = place.partition(":")
         module = denoiser.get_submodule(".".join(where.split(".")[: 2 if joint else None]))
-        hooked = (
-            module.register_forward_pre_hook if what == "in" and not joint else module.register_forward_hook
-        )
-        handles.append(hooked(check))
+        before = what == "in" and not (joint and where)
+        handles.append((module.register_forward_pre_hook if before else module.register_forward_hook)(check))
     return handles
 
 

@@ -221,9 +221,7 @@ class PipelineBackbone(Codec, Backbone):
         return prediction, self._features(seen, places, request)
 
     def reach(self, request: Request, layers: Sequence[str]) -> dict[str, Tensor]:
-        if (
-            self.offload
-        ):  # what brings a layer to the device and takes it away again counts on a whole forward
+        if self.offload:  # layers come to the device and leave it by hooks that count on a whole forward
             return self.activate(request, layers)[1]
         places = {layer: self.layer_paths[layer] for layer in layers}
         with capture(self.denoiser, places, stop=True) as seen:
