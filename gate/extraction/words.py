@@ -51,9 +51,9 @@ def _cost(work: Work) -> list[str]:
         if cost.reached < 0.995
         else "a forward runs to its end: the last layer lies there, and stopping early saves nothing"
     )
-    calls = ", ".join(f"{c:g}" for c in cost.calls)
+    calls = " + ".join(f"{c:g}" for c in cost.calls)
     return [
-        f"{cost.planned:.3g} GFLOP an image: encode once {cost.encode:.3g}, {calls} denoiser call{'' if calls == '1' else 's'} "
+        f"{cost.planned:.3g} GFLOP an image: encode once {cost.encode:.3g}, denoiser calls {calls} "
         f"at {cost.forward:.3g}; {reached}",
         f"a loop that encodes for every technique and runs to the end takes {cost.naive / cost.planned:.2f} times that",
     ]
