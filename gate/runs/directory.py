@@ -235,12 +235,17 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], **facts: str) -
                 {**facts, SEAL: seal}, sort_keys=True
             )  # one text: safetensors keeps no order of many
             save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, {"gate": said})
-        except SafetensorError as error:  # it says the number of what went wrong in its text alone
-            code = re.search(r"os error (\d+)", str(error))
-            number = int(code[1]) if code else errno.EIO
-            raise OSError(number, os.strerror(number)) from error
+        except SafetensorError as error:
+            raise disk_error(error) from error
         temporary.chmod(0o644)  # as every other file of the run; safetensors makes it private
     return seal
+
+
+def disk_error(error: Exception) -> OSError:
+    """What safetensors could not write, as the system's error: it says the number in its text alone."""
+    code = re.search(r"os error (\d+)", str(error))
+    number = int(code[1]) if code else errno.EIO
+    return OSError(number, os.strerror(number))
 
 
 def read_arrays(file: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
