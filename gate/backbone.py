@@ -71,7 +71,10 @@ class Backbone(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """(b, 3, H, W) in [0, 1] -> x0, (b, c, h, w) float32 whatever the dtype: the VAE posterior's mean, scaled."""
+        """(b, 3, H, W) in [0, 1] -> x0, (b, c, h, w) float32 whatever the dtype: the VAE posterior's mean, scaled.
+
+        Gradients flow to images that ask for them.
+        """
 
     @abc.abstractmethod
     def decode(self, x0: Tensor) -> Tensor:

@@ -29,15 +29,15 @@ class Codec(abc.ABC):
         return int(ratio or 2 ** (len(self.vae.config.block_out_channels) - 1))
 
     def encode(self, images: Tensor) -> Tensor:
-        with self._awake("vae"):
+        wanted = torch.is_grad_enabled() and images.requires_grad
+        with self._awake("vae"), torch.set_grad_enabled(wanted):
             return torch.cat([self._encode_one(image[None]) for image in images])
 
     def _encode_one(self, image: Tensor) -> Tensor:
         """One at a time: an image's latent then has the same bits in every batch, and on CPUs it is no slower."""
         if self.vae is None:
             return (image * 2 - 1).to(self.device, torch.float32)
-        with torch.no_grad():
-            posterior = self.vae.encode(self._framed((image * 2 - 1).to(self.device, self.vae.dtype)))
+        posterior = self.vae.encode(self._framed((image * 2 - 1).to(self.device, self.vae.dtype)))
         if hasattr(posterior, "latent_dist"):
             mean: Tensor = posterior.latent_dist.mean
         else:

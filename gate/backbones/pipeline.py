@@ -290,6 +290,15 @@ class PipelineBackbone(Codec, Backbone):
 
     # where the parts are
 
+    def move(self, device: torch.device) -> None:
+        """All parts to another device; what was made on the old one (prompts) is made anew. Not with `offload`."""
+        if self.offload:
+            raise UsageError(
+                f"{self.name} brings its parts to {self.device} itself (offload); load it without."
+            )
+        self.device, self._prompts = device, {}
+        self._place()
+
     def _place(self) -> None:
         """Everything on the device; with `offload`, encoders come when they are called and layers one by one."""
         rest = [p for p in [getattr(self, part) for part in self.encoders] + [self.vae] if p is not None]
