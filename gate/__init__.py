@@ -11,6 +11,9 @@ _HOMES = {
     "screen": "gate.screening",
     "Screening": "gate.screening",
     "ScreenConfig": "gate.screening.config",
+    "extract": "gate.extraction",
+    "load_features": "gate.extraction",
+    "FeatureExtractor": "gate.extraction",
     "load_backbone": "gate.backbones",
     "capture": "gate.backbones",
     "Backbone": "gate.backbone",
@@ -27,6 +30,7 @@ _HOMES = {
 __all__ = [
     "Backbone",
     "Cost",
+    "FeatureExtractor",
     "GateError",
     "Metric",
     "Probe",
@@ -38,8 +42,10 @@ __all__ = [
     "__version__",
     "capture",
     "create_technique",
+    "extract",
     "list_techniques",
     "load_backbone",
+    "load_features",
     "screen",
 ]
 
@@ -47,6 +53,7 @@ if TYPE_CHECKING:
     from gate.backbone import Backbone
     from gate.backbones import capture, load_backbone
     from gate.errors import GateError
+    from gate.extraction import FeatureExtractor, extract, load_features
     from gate.metric import Metric
     from gate.probe import Probe
     from gate.registry import create_technique, list_techniques

@@ -167,7 +167,13 @@ def unseen(plan: Plan) -> Unseen:
     that whatever is drawn anew carries no image either. plan: fitted; its timesteps do not matter."""
     t = len(plan.backbone.schedule) - 1
     few = dataclasses.replace(
-        plan, timesteps=(t,), seeds=plan.seeds[:1], pairs=(), clean=False, rows=slice(0, IMAGES)
+        plan,
+        timesteps=(t,),
+        seeds=plan.seeds[:1],
+        pairs=(),
+        clean=False,
+        outputs=True,
+        rows=slice(0, IMAGES),
     )
     clean, seen = Grids(), Grids()
     images, truth = [], []

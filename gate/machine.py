@@ -1,4 +1,4 @@
-"""What is asked of the machine: cores to fork on, an allocator that keeps its memory, pages given back."""
+"""What is asked of the machine: cores to fork on, an allocator that keeps its memory, pages given back, memory left."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from typing import Any
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # mallopt's parameters, from glibc's malloc.h
 _LARGEST_BLOCK = 32 << 20  # the most that glibc accepts on 64 bits
+# what torch says on a CPU, where it raises a RuntimeError
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
 
 
 @functools.cache
@@ -66,3 +68,12 @@ def release(mapped: Any) -> None:
     pages = getattr(mapped, "_mmap", None)
     if isinstance(pages, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         pages.madvise(mmap.MADV_DONTNEED)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, a GPU's or the machine's: a smaller batch may do."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(text in str(error) for text in _NO_MEMORY)

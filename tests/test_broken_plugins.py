@@ -109,7 +109,9 @@ def test_the_doctor_names_them_all(path: Path) -> None:
 def test_one_that_is_broken_is_refused_by_its_name(path: Path, name: str) -> None:
     for command in (("check", name), ("screen", "--techniques", name)):
         done = gate(path, *command)
-        said = [line for line in done.stderr.splitlines() if line != "hello"]  # what one of them prints at import
+        said = [
+            line for line in done.stderr.splitlines() if line != "hello"
+        ]  # what one of them prints at import
         assert done.returncode in (2, 3) and len(said) == 1 and said[0].startswith("gate: "), (command, done)
         assert "this is a bug" not in said[0], (command, done)
 

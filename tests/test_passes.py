@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from gate.calls import counted
-from gate.passes import Plan, reconstruct, single_pass, stream
-from gate.request import Request, Response
+from gate.calls import Memo, counted
+from gate.passes import Passed, Plan, reconstruct, single_pass, stream
+from gate.request import CutResponse, Request, Response, mean_response
 from gate.technique import Technique
 from tests.closed_form import UNIT, ClosedForm, flat_samples, known_noise
 
@@ -17,8 +18,12 @@ __all__ = ["known_noise"]
 pytestmark = pytest.mark.usefixtures("known_noise")
 
 
+CallNext = Callable[[Request], Response]
+
+
 def plan(**settings: Any) -> Plan:
-    return Plan(ClosedForm(), Technique(), flat_samples(12), **settings)
+    given = {"backbone": ClosedForm(), "technique": Technique(), "samples": flat_samples(12), **settings}
+    return Plan(**given)
 
 
 def test_a_plan_left_alone_takes_the_first_seed_in_batches_of_eight() -> None:
@@ -100,7 +105,85 @@ def test_an_answer_that_is_known_is_taken_for_that_very_request() -> None:
     clean, other = batch.clean_request(), batch.clean_request()
     answer = single_pass(Technique(), clean, ("sum",))
     with counted(batch.backbone) as count:
-        assert single_pass(Technique(), clean, ("sum",), known=[(clean, answer)]) is answer
+        assert single_pass(Technique(), clean, ("sum",), known=answer) is answer
         assert count.rows == 0
-        assert single_pass(Technique(), other, ("sum",), known=[(clean, answer)]) is not answer
+        assert single_pass(Technique(), other, ("sum",)) is not answer
     assert count.rows == 4
+
+
+class Curious(Technique):
+    """Looks at the prediction of its call, in a state that ends with the call."""
+
+    name = "curious"
+    asked = 0
+
+    def denoise(self, request: Request, call_next: CallNext) -> Response:
+        type(self).asked += 1
+        response = call_next(request)
+        return response.with_(prediction=2 * response.prediction)
+
+
+class Averaged(Technique):
+    name = "averaged"
+
+    def denoise(self, request: Request, call_next: CallNext) -> Response:
+        return mean_response([call_next(request.renoised(seed)) for seed in (0, 1)])
+
+
+class Greedy(Technique):
+    """Catches whatever comes."""
+
+    name = "greedy"
+
+    def denoise(self, request: Request, call_next: CallNext) -> Response:
+        response = call_next(request)
+        try:
+            return response.with_(x0=response.x0 + 1)
+        except Exception:
+            return response
+
+
+def test_predictions_that_nobody_wants_are_not_made_and_features_are_the_same() -> None:
+    for technique in (Technique(), Averaged()):
+        whole = list(stream(plan(timesteps=(1,), layers=("sum",), technique=technique)))
+        cut = list(stream(plan(timesteps=(1,), layers=("sum",), technique=technique, outputs=False)))
+        assert [type(p.response) for p in whole] == [Response, Response]
+        assert [type(p.response) for p in cut] == [CutResponse, CutResponse]
+        for a, b in zip(whole, cut, strict=True):
+            assert torch.equal(a.response.features["sum"], b.response.features["sum"]) and a.calls == b.calls
+            assert torch.equal(a.response.copy().features["sum"], b.response.copy().features["sum"])
+
+
+@pytest.mark.parametrize("technique", [Curious(), Greedy()])
+def test_who_asks_for_a_prediction_gets_it_from_a_pass_that_is_made_again(technique: Technique) -> None:
+    whole = list(stream(plan(timesteps=(1, 0), layers=("sum",), technique=technique)))
+    Curious.asked = 0
+    cut = list(stream(plan(timesteps=(1, 0), layers=("sum",), technique=technique, outputs=False)))
+    assert Curious.asked in (0, len(cut) + 1)  # the first pass alone is made twice
+    for a, b in zip(whole, cut, strict=True):
+        assert torch.equal(a.response.prediction, b.response.prediction)
+        assert torch.equal(a.response.features["sum"], b.response.features["sum"]) and a.calls == b.calls
+    alone = single_pass(technique, cut[0].request.with_(outputs=False), ("sum",))
+    assert torch.equal(alone.prediction, cut[0].response.prediction)
+
+
+def test_cut_answers_are_shared_and_never_stand_in_for_whole_ones() -> None:
+    backbone = ClosedForm()
+    memo = Memo(backbone)
+    settings: dict[str, Any] = {"timesteps": (1,), "layers": ("sum",), "backbone": backbone}
+
+    def passes(outputs: bool) -> tuple[list[Passed], int]:
+        with counted(backbone) as count:
+            found = list(stream(plan(**settings, outputs=outputs), memo=memo))
+        return found, count.rows
+
+    first, rows = passes(outputs=False)
+    again, saved = passes(outputs=False)
+    whole, made = passes(outputs=True)
+    served, none = passes(outputs=False)
+    assert (rows, saved, made, none) == (12, 0, 12, 0)
+    for a, b, c, d in zip(first, again, whole, served, strict=True):
+        assert isinstance(c.response, Response) and not isinstance(c.response, CutResponse)
+        assert a.calls == b.calls == c.calls == d.calls == 1
+        for other in (b, c, d):
+            assert torch.equal(a.response.features["sum"], other.response.features["sum"])

@@ -87,12 +87,19 @@ class _Forward:
         if x.ndim != 3:
             # what follows may write into it: FreeU scales half of its input's channels in place
             return x.clone()
-        tokens = self.image_part(x, 1)
-        b, n, d = tokens.shape
-        h = round(math.sqrt(n * self.grid[0] / self.grid[1]))
-        if not h or n % h:
-            return x.clone()
-        return tokens.transpose(1, 2).reshape(b, d, h, n // h)
+        laid = as_map(self.image_part(x, 1), self.grid)
+        return laid if laid.ndim == 4 else x.clone()
+
+
+def as_map(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tokens (b, n, d) -> (b, d, h, w) with the aspect ratio of `grid`; what cannot be laid out stays as it is."""
+    if x.ndim != 3:
+        return x
+    b, n, d = x.shape
+    h = round(math.sqrt(n * grid[0] / grid[1]))
+    if not h or n % h:
+        return x
+    return x.transpose(1, 2).reshape(b, d, h, n // h)
 
 
 class _Reached(Exception):
@@ -215,13 +222,11 @@ def _stop(
             raise _Reached
 
     handles = []
-    for place in {*paths.values(), *crosses} - {mean, ":in", ""}:
+    for place in {*paths.values(), *crosses} - {mean, ""}:
         where, _, what = place.partition(":")
         module = denoiser.get_submodule(".".join(where.split(".")[: 2 if joint else None]))
-        hooked = (
-            module.register_forward_pre_hook if what == "in" and not joint else module.register_forward_hook
-        )
-        handles.append(hooked(check))
+        before = what == "in" and not (joint and where)
+        handles.append((module.register_forward_pre_hook if before else module.register_forward_hook)(check))
     return handles
 
 

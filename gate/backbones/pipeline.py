@@ -221,9 +221,7 @@ class PipelineBackbone(Codec, Backbone):
         return prediction, self._features(seen, places, request)
 
     def reach(self, request: Request, layers: Sequence[str]) -> dict[str, Tensor]:
-        if (
-            self.offload
-        ):  # what brings a layer to the device and takes it away again counts on a whole forward
+        if self.offload:  # layers come to the device and leave it by hooks that count on a whole forward
             return self.activate(request, layers)[1]
         places = {layer: self.layer_paths[layer] for layer in layers}
         with capture(self.denoiser, places, stop=True) as seen:
@@ -276,11 +274,15 @@ class PipelineBackbone(Codec, Backbone):
             for passed in passes:
                 for layer, value in passed.response.features.items():
                     parts[layer].append(value.cpu())
-        made = Features({layer: torch.cat(values) for layer, values in parts.items()})
-        for layer in wanted:
+        return Features(self.unfolded({layer: torch.cat(values) for layer, values in parts.items()}))
+
+    def unfolded(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Features as they are handed out: maps as (b, heads, positions, keys), all others as they are."""
+        made = dict(features)
+        for layer in made:
             if is_map(self.layer_paths[layer]):
                 attention: Any = self.denoiser.get_submodule(self.layer_paths[layer].partition(":")[0])
-                made[layer] = per_head(made[layer], attention.heads)
+                made[layer] = per_head(made[layer], getattr(attention, "heads", 1))
         return made
 
     def fingerprint(self) -> str:

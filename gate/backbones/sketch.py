@@ -36,10 +36,29 @@ def sketched_layers(family: Any, class_name: str, config: Mapping[str, Any]) -> 
     return rows
 
 
+def forward_flops(backbone: Any) -> float:
+    """FLOPs of one denoiser call for one image at the backbone's size. On the meta device attention is counted too."""
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        name = type(backbone.denoiser).__name__
+        _sketch(type(backbone), name, backbone.denoiser.config, backbone.side)[1]()
+    return float(counter.get_total_flops())
+
+
+def encode_flops(backbone: Any) -> float:
+    """FLOPs of encoding one image at the backbone's size; 0 where latents are pixels."""
+    if backbone.vae is None:
+        return 0.0
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with hushed():
+            vae = type(backbone.vae).from_config(backbone.vae.config).eval()
+        vae.encode(backbone._framed(torch.empty(1, 3, backbone.image_size, backbone.image_size)))
+    return float(counter.get_total_flops())
+
+
 def _sketch(
-    family: Any, class_name: str, config: Mapping[str, Any]
+    family: Any, class_name: str, config: Mapping[str, Any], side: int = 0
 ) -> tuple[nn.Module, Callable[[], Tensor], int]:
-    """The denoiser on the meta device, its forward as the family calls it, and the latent's side."""
+    """The denoiser on the meta device, its forward as the family calls it, and the latent's side (0: its own)."""
     import diffusers
 
     cls: Any = getattr(diffusers, class_name, None) if class_name in family.denoisers else None
@@ -52,7 +71,7 @@ def _sketch(
     made: Any = object.__new__(family)
     made.denoiser, made._config, made.index, made.vae = denoiser, denoiser.config, {}, None
     made.device, made.dtype, made.image_size = torch.device("meta"), torch.float32, 8 * family.default_side
-    side, channels = family.native_side(denoiser.config), int(denoiser.config["in_channels"])
+    side, channels = side or family.native_side(denoiser.config), int(denoiser.config["in_channels"])
     if family.packed:
         channels //= int(family.patch or 1) ** 2
     x, t, given = torch.empty(1, channels, side, side), torch.ones(1), family.blank(denoiser.config)

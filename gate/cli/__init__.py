@@ -13,6 +13,7 @@ from gate.cli.check import check
 from gate.cli.describe import describe
 from gate.cli.doctor import doctor
 from gate.cli.download import download
+from gate.cli.extract import extract
 from gate.cli.failures import end_as_interrupted, explain, guarded, say
 from gate.cli.fit import fit
 from gate.cli.list import list_
@@ -59,6 +60,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "resume": resume,
     "rank": rank,
     "verify": verify,
+    "extract": extract,
     "plot": plot,
     "list": list_,
     "describe": describe,
@@ -73,6 +75,7 @@ _SHORT = {
     "resume": "Finish an interrupted screening; make what a run lacks.",
     "rank": "Print the ranking of a run again.",
     "verify": "Check a run's files, and measure a tenth of it again.",
+    "extract": "Extract features of many images with the winners.",
     "plot": "Draw the figures of a run.",
     "list": "List techniques, probes, metrics, layers, backbones, data.",
     "describe": "Show all about a technique, probe or metric.",

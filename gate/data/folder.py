@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -15,13 +15,12 @@ from gate.data.images import (
     ASPECT_TOLERANCE,
     EXTENSIONS,
     FOREIGN,
-    MIN_SIDE,
     UnreadableError,
     check_size,
     fit_image,
     fit_mask,
-    read_image,
     read_mask,
+    read_picture,
 )
 from gate.data.order import draw, interleave
 from gate.data.sidecars import Listing
@@ -64,8 +63,7 @@ def load_images(
         raise UsageError(f"The limit of {limit} samples is too low; at least {minimum} are needed.")
     masks_at = sidecars.masks_folder(folder, masks)
     listing = sidecars.list_folder(folder, without=masks_at)
-    if not listing.images:
-        raise _no_images(listing)
+    check_any(listing)
     reader = _reader(listing, size, labels, captions, masks_at)
     samples = _choose(reader, limit, seed)
     if len(samples) < minimum:
@@ -130,9 +128,7 @@ class _Reader:
             yield sample
 
     def _read(self, key: str) -> Sample:
-        image = read_image(self.listing.images[key])
-        if min(image.size) < MIN_SIDE:
-            raise UnreadableError(f"is {image.width} x {image.height}; a side has {MIN_SIDE} pixels or more")
+        image = read_picture(self.listing.images[key])
         mask = None
         if self.masks is not None:
             classes = read_mask(self.masks[key])
@@ -155,11 +151,6 @@ def _reader(
     listing: Listing, size: int, labels: PathLike | None, captions: PathLike | None, masks_at: Path | None
 ) -> _Reader:
     names = sidecars.find_labels(listing, labels)
-    foreign = [
-        (key, f"is {path.suffix.lower()}, which is not read; convert it to PNG or JPEG")
-        for key, path in listing.others.items()
-        if path.suffix.lower() in FOREIGN
-    ]
     return _Reader(
         listing,
         size,
@@ -167,7 +158,7 @@ def _reader(
         captions=sidecars.find_captions(listing, captions),
         masks=sidecars.find_masks(listing, masks_at) if masks_at else None,
         classes=sidecars.sort_classes(names.values()),
-        skipped=[*listing.closed, *foreign],
+        skipped=left_out(listing),
     )
 
 
@@ -218,11 +209,24 @@ def _first(skipped: list[tuple[str, str]]) -> str:
     return f"{key} {reason}"
 
 
-def _no_images(listing: Listing) -> UsageError:
+def left_out(listing: Listing) -> list[tuple[str, str]]:
+    """(key, reason) of what a listing shows to be of no use before any file is opened."""
+    foreign = [
+        (key, f"is {PurePosixPath(key).suffix.lower()}, which is not read; convert it to PNG or JPEG")
+        for key in listing.others
+        if key.lower().endswith(FOREIGN)
+    ]
+    return [*listing.closed, *foreign]
+
+
+def check_any(listing: Listing) -> None:
+    """Refuse a folder that holds no images. Raises UsageError."""
+    if listing.images:
+        return
     known = " ".join(EXTENSIONS)
     if not listing.others:
-        return UsageError(f"The folder {str(listing.folder)!r} is empty; it should hold images ({known}).")
-    return UsageError(
+        raise UsageError(f"The folder {str(listing.folder)!r} is empty; it should hold images ({known}).")
+    raise UsageError(
         f"The folder {str(listing.folder)!r} holds {len(listing.others)} files, "
         f"none of them an image ({known})."
     )

@@ -54,6 +54,14 @@ def read_image(path: Path) -> Image.Image:
         raise UnreadableError(_reason(error)) from error
 
 
+def read_picture(path: Path) -> Image.Image:
+    """`read_image` of a file that is large enough to show something. Raises UnreadableError."""
+    image = read_image(path)
+    if min(image.size) < MIN_SIDE:
+        raise UnreadableError(f"is {image.width} x {image.height}; a side has {MIN_SIDE} pixels or more")
+    return image
+
+
 def read_mask(path: Path) -> npt.NDArray[np.int16]:
     """Per-pixel classes (h, w) of a palette or grey file; 255 becomes -1. Raises UnreadableError."""
     try:

@@ -10,17 +10,41 @@ import csv
 import difflib
 import io
 import os
+import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
+from typing import TypeVar
 
 from gate.data.images import EXTENSIONS
 from gate.errors import ConfigurationError, UsageError
 
+_ODD = re.compile(r"^\s|\s$|\\|//|/$|(^|/)\.(/|$)")  # what makes an ASCII name another key
 CAPTION_BYTES, TABLE_BYTES = 1 << 20, 256 << 20  # more is no caption, and no table of a folder
+Named = TypeVar("Named", str, Path)
+
+
+class Files(Mapping[str, Path]):
+    """key -> path of files below a folder, in the order of the keys. Names are kept, and a path is made when it is
+    asked for: a hundred thousand files take a few megabytes."""
+
+    def __init__(self, folder: Path, written: Mapping[str, str]) -> None:
+        self.folder, self._written = folder, written
+
+    def __getitem__(self, key: str) -> Path:
+        return Path(self.folder, self._written[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._written)
+
+    def __len__(self) -> int:
+        return len(self._written)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._written
 
 
 @dataclass(frozen=True)
@@ -30,8 +54,8 @@ class Listing:
     closed: (key, reason) of the folders in it that cannot be read."""
 
     folder: Path
-    images: dict[str, Path]
-    others: dict[str, Path]
+    images: Files
+    others: Files
     closed: tuple[tuple[str, str], ...] = ()
 
 
@@ -45,7 +69,7 @@ def list_folder(folder: str | os.PathLike[str], *, without: Path | None = None) 
         raise UsageError(f"There is no folder {str(folder)!r}.")
     if not root.is_dir():
         raise UsageError(f"{str(folder)!r} is a file; give the folder that holds the images.")
-    found: dict[str, Path] = {}
+    found: dict[str, str] = {}  # key -> the file's name below the folder, as the system writes it
     visited = {os.path.realpath(without)} if without else set()
     closed: list[tuple[str, str]] = []
 
@@ -63,17 +87,16 @@ def list_folder(folder: str | os.PathLike[str], *, without: Path | None = None) 
             continue
         visited.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
+        below = Path(parent).relative_to(root).as_posix()
+        head = "" if below == "." else f"{below}/"
         for file in files:
             if not file.startswith("."):
-                path = Path(parent, file)
-                found[normalise(path.relative_to(root).as_posix())] = path
-    ordered = sorted(found.items())
-    return Listing(
-        root,
-        {key: path for key, path in ordered if path.suffix.lower() in EXTENSIONS},
-        {key: path for key, path in ordered if path.suffix.lower() not in EXTENSIONS},
-        tuple(sorted(closed)),
-    )
+                found[normalise(head + file)] = head + file
+    images: dict[str, str] = {}
+    others: dict[str, str] = {}
+    for key, name in sorted(found.items()):
+        (images if os.path.splitext(name)[1].lower() in EXTENSIONS else others)[key] = name
+    return Listing(root, Files(root, images), Files(root, others), tuple(sorted(closed)))
 
 
 def check_folder(images: str | None, **beside: str | None) -> None:
@@ -95,6 +118,8 @@ def check_folder(images: str | None, **beside: str | None) -> None:
 
 def normalise(name: str) -> str:
     """A name as a table or a system writes it, as a key."""
+    if name and name.isascii() and not _ODD.search(name):  # nearly all: a key already
+        return name
     return unicodedata.normalize("NFC", PurePosixPath(name.strip().replace("\\", "/")).as_posix())
 
 
@@ -109,15 +134,22 @@ def find_captions(listing: Listing, table: str | os.PathLike[str] | None) -> dic
     table: a csv with the columns file,caption; it alone is then used. Else captions.csv of the folder, and
     NAME.txt beside an image that the table does not name.
     """
+    files = {} if table is not None else caption_files(listing)
+    return {**{key: listing.others[text] for key, text in files.items()}, **caption_table(listing, table)}
+
+
+def caption_table(listing: Listing, table: str | os.PathLike[str] | None) -> dict[str, str]:
+    """key -> caption, of a csv with the columns file,caption: the one given, else captions.csv of the folder."""
     own = listing.folder / "captions.csv"
-    found: dict[str, str | Path] = {}
-    if table is not None or own.exists():
-        rows = read_table(Path(table) if table is not None else own, "caption", listing)
-        found.update({key: " ".join(text.split()) for key, text in rows.items()})
-    if table is None:
-        texts = {stem(key): path for key, path in listing.others.items() if path.suffix == ".txt"}
-        found = {**match_stems(listing.images, texts), **found}
-    return found
+    if table is None and not own.exists():
+        return {}
+    rows = read_table(Path(table) if table is not None else own, "caption", listing)
+    return {key: " ".join(text.split()) for key, text in rows.items()}
+
+
+def caption_files(listing: Listing) -> dict[str, str]:
+    """key -> key of the NAME.txt beside the image."""
+    return match_stems(listing.images, {stem(key): key for key in listing.others if key.endswith(".txt")})
 
 
 def read_caption(source: str | Path) -> str | None:
@@ -202,9 +234,11 @@ def find_masks(listing: Listing, folder: Path) -> dict[str, Path]:
 
 
 def match_stems(
-    images: Mapping[str, Path], companions: Mapping[str, Path], *, flat: bool = False
-) -> dict[str, Path]:
+    images: Iterable[str], companions: Mapping[str, Named], *, flat: bool = False
+) -> dict[str, Named]:
     """key -> companion of the same stem (flat: of the same bare name). Refuses one that two images share."""
+    if not companions:
+        return {}
     stems = {key: PurePosixPath(key).stem if flat else stem(key) for key in images}
     owners = Counter(stems.values())
     found = {}
@@ -214,7 +248,7 @@ def match_stems(
         if owners[name] > 1:
             rivals = " and ".join([k for k, other in stems.items() if other == name][:2])
             raise ConfigurationError(
-                f"{companions[name].name} could belong to {rivals}; give them different names."
+                f"{PurePath(companions[name]).name} could belong to {rivals}; give them different names."
             )
         found[key] = companions[name]
     return found

@@ -1,4 +1,4 @@
-"""A run directory: run.json, journal.jsonl, scores.safetensors, pictures.safetensors, results.json, figures/.
+"""A run directory: run.json, journal.jsonl, scores, pictures and states (.safetensors), results.json, figures/.
 
 `run.json` says what was asked and with what; `journal.jsonl` grows by a line per finished technique; `parts/` holds
 finished techniques of an unfinished run, so that an interrupted one loses nothing. All but the journal and the figures
@@ -28,6 +28,7 @@ from pydantic import BaseModel
 from gate.errors import ConfigurationError, DamagedError, GateError, UsageError
 from gate.runs.schema import Results, check_shapes, read_results
 from gate.runs.seal import SEAL, check_seal, digest, digest_arrays, sealed
+from gate.runs.states import STATES, parted
 
 SCORES, PICTURES = "scores.safetensors", "pictures.safetensors"
 FULL = frozenset(
@@ -53,6 +54,13 @@ class Run:
     def pictures(self) -> dict[str, NDArray[Any]]:
         """pictures.safetensors by key; empty where none were made."""
         return self._read(PICTURES) if (self.path / PICTURES).is_file() else {}
+
+    @functools.cached_property
+    def states(self) -> dict[str, dict[str, NDArray[Any]]]:
+        """What techniques learned, by name and key; of those alone that have a state (`gate.runs.states.unpacked`)."""
+        if not self.results.learned:
+            return {}
+        return parted(self._read(STATES), self.results.learned)
 
     def _read(self, name: str) -> dict[str, NDArray[Any]]:
         arrays, facts = read_arrays(self.path / name)
@@ -80,7 +88,7 @@ def open_run(path: str | Path) -> Run:
     folder = Path(path)
     run = Run(folder, load_results(folder))
     if run.sealed:
-        _ = run.arrays, run.pictures
+        _ = run.arrays, run.pictures, run.states
         if (folder / "run.json").is_file() and mark_of(read_run(folder)) != mark_of(run.results.model_dump()):
             raise DamagedError(f"run.json and results.json of {folder} are not of one run; {SCREEN}.")
     return run
@@ -234,13 +242,20 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], **facts: str) -
             said = json.dumps(
                 {**facts, SEAL: seal}, sort_keys=True
             )  # one text: safetensors keeps no order of many
-            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, {"gate": said})
-        except SafetensorError as error:  # it says the number of what went wrong in its text alone
-            code = re.search(r"os error (\d+)", str(error))
-            number = int(code[1]) if code else errno.EIO
-            raise OSError(number, os.strerror(number)) from error
+            # numpy's ascontiguousarray would give a number without axes one
+            ordered = {k: np.require(v, requirements="C") for k, v in arrays.items()}
+            save_file(ordered, temporary, {"gate": said})
+        except SafetensorError as error:
+            raise disk_error(error) from error
         temporary.chmod(0o644)  # as every other file of the run; safetensors makes it private
     return seal
+
+
+def disk_error(error: Exception) -> OSError:
+    """What safetensors could not write, as the system's error: it says the number in its text alone."""
+    code = re.search(r"os error (\d+)", str(error))
+    number = int(code[1]) if code else errno.EIO
+    return OSError(number, os.strerror(number))
 
 
 def read_arrays(file: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:

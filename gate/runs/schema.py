@@ -147,7 +147,10 @@ class Vanilla(Part):
 
 
 class Results(Part):
-    """results.json."""
+    """results.json.
+
+    learned: the techniques whose state lies in states.safetensors; None where the gate that wrote it kept none.
+    """
 
     schema_version: Literal[2]
     gate_version: str
@@ -161,6 +164,7 @@ class Results(Part):
     ranking: list[Row]
     skipped: list[Skipped]
     winners: list[str]
+    learned: list[str] | None = None
     verdict: list[str] = []
     notes: list[str]
     vanilla: Vanilla

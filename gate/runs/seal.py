@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from gate.errors import DamagedError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
 SEAL = "digest"
@@ -35,6 +37,20 @@ def digest_arrays(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, str]) 
         array = np.ascontiguousarray(arrays[key])
         found.update(f"\n{key} {array.dtype.str} {array.shape}\n".encode())
         found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
+def digest_bytes(content: bytes) -> str:
+    """Of bytes in memory; what `digest_file` says of the file that holds them."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def digest_file(file: Path) -> str:
+    """Of a file's bytes, read piece by piece. Raises OSError."""
+    found = hashlib.blake2b(digest_size=16)
+    with file.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            found.update(piece)
     return found.hexdigest()
 
 

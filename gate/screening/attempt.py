@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gate.errors import GateError, MissingWeightsError, OutOfMemoryError, UnsuitableError
+from gate.machine import is_out_of_memory
 from gate.registry import create_technique
 from gate.technique import Technique
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 VANILLA = "vanilla"
 MAX_NAMED = 3
-# what torch says on a CPU, where it raises a RuntimeError
-NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def _within_memory(
         try:
             return measure.measure(bench, technique, tick, batch_size=size)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if size == 1:
                 raise OutOfMemoryError(
@@ -117,11 +116,3 @@ def _within_memory(
                 ) from error
             size //= 2
             log(f"out of memory in {technique.name}: going on with batches of {size}")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    import torch
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(text in str(error) for text in NO_MEMORY)

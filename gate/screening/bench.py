@@ -13,6 +13,7 @@ from gate.backbone import Backbone, pixels
 from gate.backbones import load_backbone, resolve_layers
 from gate.calls import Memo
 from gate.errors import ConfigurationError
+from gate.extraction.plan import usual_batch
 from gate.measure import Measure
 from gate.metric import Compares, Metric
 from gate.passes import Plan, stream
@@ -139,7 +140,7 @@ def prepare(
     """Latents, folds and the vanilla reference at t = 0, once for all techniques."""
     layers = resolve_layers(config.layers, backbone.layer_paths)
     backbone.calibrate(layers)
-    size = auto_batch_size(backbone) if config.batch_size == "auto" else config.batch_size
+    size = usual_batch(backbone) if config.batch_size == "auto" else config.batch_size
     n = len(samples)
     x0 = torch.cat([backbone.encode(pixels(samples[i : i + size].samples)) for i in range(0, n, size)])
     folds = make_folds(samples, n_folds=config.folds, seed=config.seed) if probes else None
@@ -170,13 +171,6 @@ def prepare(
         Memo(backbone),
         scratch,
     )
-
-
-def auto_batch_size(backbone: Backbone) -> int:
-    """A batch that keeps the processor busy without filling memory: 32 at 64 px, 4 at 512 px, GPUs four times that."""
-    area = max(1, backbone.image_size // 8) ** 2
-    size = max(1, min(32, 16384 // area))
-    return size if backbone.device.type == "cpu" else 4 * size
 
 
 def _served(probe: Probe, samples: SampleSet, asked: tuple[str, ...], log: Log) -> bool:

@@ -22,7 +22,6 @@ from gate.runs.directory import (
     mark_of,
     open_run,
     plain,
-    read_arrays,
     read_journal,
     read_run,
     write_arrays,
@@ -30,6 +29,7 @@ from gate.runs.directory import (
 )
 from gate.runs.parts import any_part, drop_parts, has_part, load_part, save_part
 from gate.runs.schema import Results
+from gate.runs.states import STATES, joined
 from gate.sample import reasons
 from gate.screening.attempt import VANILLA
 from gate.screening.config import ScreenConfig, make_config
@@ -114,6 +114,7 @@ def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) ->
     names = select_techniques(config.techniques)
     log(f"loading {config.backbone} to screen {len(names)} technique{'s' if len(names) > 1 else ''}")
     from gate.screening.bench import open_bench  # torch, seconds
+    from gate.screening.stored import unpack_scores
 
     select_plugins("metric", config.metrics)  # refused before the backbone is loaded
     select_plugins("probe", config.probes)
@@ -136,7 +137,7 @@ def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) ->
     }
     _same_or_new(folder, run)
     write_sealed(folder / "run.json", run)
-    _unpack_scores(folder, mark_of(run))
+    unpack_scores(folder, mark_of(run))
     measured, skipped = _measure_all(bench, names, folder, mark_of(run), progress, log)
     _write(bench, measured, skipped, folder, {**run, "seconds": time.perf_counter() - began})
     drop_parts(folder)
@@ -153,32 +154,20 @@ def _write(
     run: dict[str, Any],
 ) -> None:
     """The files of a finished run; results.json, which makes it one, comes last. run: what it says of itself."""
-    from gate.screening.measured import costs
     from gate.screening.results import assemble  # scipy: with workers, it is there by now
+    from gate.screening.stored import costs
 
     results, arrays, pictures = assemble(bench, measured, skipped)
-    mark = mark_of(run)
-    seals = {"scores": write_arrays(folder / SCORES, arrays, techniques=costs(measured), mark=mark)}
+    mark, states = mark_of(run), {name: m.state for name, m in measured.items() if m.state}
+    seals, facts = {}, {}
+    if states:
+        seals["states"] = write_arrays(folder / STATES, joined(states), mark=mark)
+        facts["states"] = seals["states"]  # whoever has lost results.json knows that there were some
+    seals["scores"] = write_arrays(folder / SCORES, arrays, techniques=costs(measured), mark=mark, **facts)
     if pictures:
         seals["pictures"] = write_arrays(folder / PICTURES, pictures, mark=mark)
-    results = {**results, **run, "hashes": {**run["hashes"], **seals}}
+    results = {**results, **run, "learned": sorted(states), "hashes": {**run["hashes"], **seals}}
     write_sealed(folder / "results.json", Results.model_validate(plain(results)))
-
-
-def _unpack_scores(folder: Path, mark: str) -> None:
-    """Where all is measured and results.json is not there, or no longer: make parts of what the scores hold."""
-    if not (folder / SCORES).is_file():
-        return
-    from gate.screening.measured import unpack
-
-    scores, facts = read_arrays(folder / SCORES)
-    pictures = read_arrays(folder / PICTURES)[0] if (folder / PICTURES).is_file() else {}
-    if facts.get("mark") != mark:
-        told = "were measured with other settings than run.json says" if facts else "carry no checksum"
-        raise DamagedError(f"The scores of {folder} {told}; screen again.")
-    for name, part in unpack(facts["techniques"], scores, pictures).items():
-        if not has_part(folder, name):
-            save_part(folder, name, part, mark)
 
 
 def levels_text(schedule: Any, levels: tuple[int, ...]) -> str:

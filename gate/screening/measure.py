@@ -13,6 +13,7 @@ from gate.carried import unseen
 from gate.composition import Composition
 from gate.passes import stream
 from gate.plugins import is_ours
+from gate.runs.states import packed
 from gate.screening.bench import Bench
 from gate.screening.measured import Measured, Tally
 from gate.technique import Technique
@@ -27,8 +28,9 @@ def measure(
     start = time.perf_counter()
     technique.fit(bench.backbone, technique.visible(bench.samples))
     fit_seconds = time.perf_counter() - start
+    state = packed(technique.state(), technique.name)
     measured = tally(bench, technique, tick, batch_size=batch_size).measured()
-    measured.fit_seconds = fit_seconds
+    measured.fit_seconds, measured.state = fit_seconds, state
     if not ours(technique):  # ours are asked by their own tests
         found = unseen(bench.plan(technique, batch_size))
         measured.unseen = np.array(dataclasses.astuple(found), np.float32)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +41,10 @@ class Measured:
     {probe: (t, s, n, k, k)}, or whatever columns it gives. refit: {probe: (t, s, n)}, `Probe.judge`. image: {metric:
     (m,)}. A metric of several columns adds them as a last axis. reconstructions: (m, H, W, 3) uint8. pca: (PCA_SAMPLES,
     h, w, 3) float in [0, 1]. scale: RMS of the features, (l,). carried: the three of `gate.carried.Carried`, (t, 3), of
-    the first seed; unseen: those of `Unseen`, (3,), where a stranger's technique was asked. per_image, per_pass: calls
-    of the denoiser, counted, for the conditioning of an image and for each of its passes. ms: milliseconds per image
-    and pass. A field is stored and read back by its type alone.
+    the first seed; unseen: those of `Unseen`, (3,), where a stranger's technique was asked. state: what `fit` learned,
+    by key (`gate.runs.states.packed`). per_image, per_pass: calls of the denoiser, counted, for the conditioning of an
+    image and for each of its passes. ms: milliseconds per image and pass. A field is stored and read back by its type
+    alone.
     """
 
     shift: dict[str, Singles] = field(default_factory=dict)
@@ -57,6 +57,7 @@ class Measured:
     scale: Singles | None = None
     carried: Singles | None = None
     unseen: Singles | None = None
+    state: dict[str, NDArray[Any]] = field(default_factory=dict)
     per_image: float = 0.0
     per_pass: float = 0.0
     ms: float = 0.0
@@ -66,31 +67,6 @@ class Measured:
     def calls(self) -> float:
         """Denoiser calls to extract one image once."""
         return self.per_image + self.per_pass
-
-
-def costs(measured: Mapping[str, Measured]) -> str:
-    """What the techniques cost, as text. It lies beside the arrays, in their order: equal runs have equal arrays."""
-    return json.dumps({name: [getattr(m, cost) for cost in COSTS] for name, m in measured.items()})
-
-
-def unpack(
-    costs: str, scores: Mapping[str, NDArray[Any]], pictures: Mapping[str, NDArray[Any]]
-) -> dict[str, Measured]:
-    """The numbers of each technique, by name, out of a run's arrays: `results.assemble` the other way round."""
-    found = {}
-    for i, (technique, cost) in enumerate(json.loads(costs).items()):
-        m = found[technique] = Measured(**dict(zip(COSTS, cost, strict=True)))
-        for key, values in scores.items():
-            head, _, name = key.partition("/")
-            if head in TABLES:
-                getattr(m, TABLES[head])[name] = values[i]
-        m.scale = scores["feature-scale"][i]
-        for kind in SOME:
-            there = kind in scores and not np.isnan(scores[kind][i]).all()
-            setattr(m, kind, scores[kind][i] if there else None)
-        m.reconstructions = pictures["reconstruction"][i] if "reconstruction" in pictures else None
-        m.pca = pictures["pca"][i] if "pca" in pictures else None
-    return found
 
 
 def _wide(metric: Metric) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from gate.errors import ConfigurationError, DamagedError
 from gate.runs.directory import PICTURES, SCORES, open_run, plain, read_arrays, read_run
 from gate.runs.schema import Results
+from gate.runs.states import STATES
 from gate.screening.attempt import Attempt
 from gate.screening.config import make_config
 from gate.screening.outcome import Log
@@ -45,7 +46,7 @@ def verify(
     out again, ConfigurationError where weights or images are not those of the run any more.
     """
     from gate.screening.bench import open_bench
-    from gate.screening.measured import unpack
+    from gate.screening.stored import unpack
 
     folder = Path(run)
     opened = open_run(folder)
@@ -54,10 +55,9 @@ def verify(
         raise DamagedError(f"{folder} carries no checksums (an older gate made it); screen again.")
     asked = read_run(folder)
     total = sum(a.size for a in scores.values())
-    lines = [
-        f"Files: run.json, results.json, {SCORES} ({total:,} numbers)"
-        f"{f', {PICTURES}' if opened.pictures else ''} are as gate wrote them, and of one run."
-    ]
+    further = [name for name, there in ((PICTURES, opened.pictures), (STATES, opened.states)) if there]
+    names = ", ".join(["run.json", "results.json", f"{SCORES} ({total:,} numbers)", *further])
+    lines = [f"Files: {names} are as gate wrote them, and of one run."]
     bench = open_bench(make_config(asked["config"]), log=log)
     found = {"weights": bench.backbone.fingerprint(), "samples": bench.samples.fingerprint()}
     for what, name in (("weights", "weights"), ("samples", "images")):
@@ -66,7 +66,7 @@ def verify(
                 f"The files of {folder} are sound, but its {name} are not those on this machine any more, so nothing "
                 "can be measured again."
             )
-    measured = unpack(facts["techniques"], scores, opened.pictures)
+    measured = unpack(facts["techniques"], scores, opened.pictures, opened.states)
     lines.append(_ranked_anew(bench, measured, opened.results))
     drawn = sorted(random.Random(seed).sample(sorted(measured), math.ceil(SHARE * len(measured))))
     count, largest = 0, 0.0

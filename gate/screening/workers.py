@@ -22,16 +22,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gate.errors import ConfigurationError
-from gate.machine import can_fork, forkable_cores
+from gate.extraction.plan import usual_processes
+from gate.forks import Fork, Rows
+from gate.machine import can_fork
 from gate.plugins import is_ours
 from gate.screening.attempt import VANILLA, Attempt, attempt, expected_calls, failure
-from gate.screening.forks import Fork, Rows
 
 if TYPE_CHECKING:
     from gate.intact import Intact
     from gate.screening.bench import Bench
 
-SMALL_IMAGE = 128  # px; larger backbones fill the cores, and the memory, alone
 POLL_SECONDS = 0.2
 # a technique may take twenty times what its declared calls should, and ten minutes at least
 TIMES_VANILLA, LEAST_SECONDS = 20.0, 600.0
@@ -48,7 +48,7 @@ def choose_workers(bench: Bench, techniques: int) -> int:
     """As configured; `auto` is one per core for small backbones on a CPU that can fork, else 1."""
     if bench.config.workers != "auto":
         return min(bench.config.workers, techniques)
-    return max(1, min(forkable_cores(), techniques)) if bench.backbone.image_size <= SMALL_IMAGE else 1
+    return max(1, min(usual_processes(bench.backbone), techniques))
 
 
 def attempts(bench: Bench, names: Sequence[str], workers: int, tick: Tick) -> Iterator[Attempt]:
@@ -85,7 +85,7 @@ def _forked(
     rows = Rows()
     waiting = sorted(names, key=lambda name: -expected_calls(name))  # the longest first
     afterwards = list(AFTERWARDS)
-    running: list[Fork] = []
+    running: list[Fork[Attempt]] = []
     vanilla_seconds = 0.0
 
     def start(name: str) -> None:

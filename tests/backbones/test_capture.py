@@ -64,6 +64,40 @@ def test_a_pipeline_that_generates_is_watched_step_by_step(tmp_path: Path) -> No
     assert len(seen.steps) == 4 and torch.equal(seen.steps[3]["mid"], seen["mid"])
 
 
+def test_every_layer_of_tiny_is_the_same_where_the_forward_stops(tiny: Backbone) -> None:
+    request = _request(tiny, 1)
+    layers = [row.id for row in tiny.layers()]
+    with torch.no_grad():
+        whole = tiny.activate(request, layers)[1]
+        for layer in [*layers[::5], "attention"]:
+            assert torch.equal(tiny.reach(request, [layer])[layer], whole[layer]), layer
+        pair = tiny.reach(request, ["up1.attention0.block0.cross.map", "attention"])
+        assert torch.equal(pair["attention"], whole["attention"])
+
+
+def test_a_capture_that_stops_ends_its_block_and_leaves_nothing(tiny: Backbone) -> None:
+    request, went_on = _request(tiny, 1), False
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in tiny.denoiser.modules()]
+    with torch.no_grad(), gate.capture(tiny.denoiser, ["up1", "mid"], stop=True, steps="all") as seen:
+        tiny.predict(request)
+        went_on = True
+    assert not went_on and set(seen) == {"up1", "mid"} and seen.calls == 1 and set(seen.steps[0]) == set(seen)
+    assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in tiny.denoiser.modules()]
+    assert torch._C._len_torch_function_stack() == 0
+    with torch.no_grad():
+        assert tiny.predict(request).shape == request.x_t.shape
+
+
+def test_gradients_flow_through_a_forward_that_stops(tiny: Backbone) -> None:
+    request = _request(tiny, 1)
+    leaves = []
+    for reach in (lambda r: tiny.reach(r, ["up1"]), lambda r: tiny.activate(r, ["up1"])[1]):
+        x = request.x_t.clone().requires_grad_()
+        reach(request.with_(x_t=x))["up1"].square().sum().backward()
+        leaves.append(x.grad)
+    assert leaves[0] is not None and leaves[1] is not None and torch.equal(leaves[0], leaves[1])
+
+
 def test_aliases_are_keys_too(tiny: Backbone) -> None:
     wanted = {"up-level1-upsampler-out": True, "mid": False}  # a layer file of the peer's, read
     with torch.no_grad(), gate.capture(tiny.denoiser, wanted) as seen:

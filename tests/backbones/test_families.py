@@ -77,6 +77,31 @@ def test_layers_are_listed_without_weights_and_extracted_as_a_plain_hook_sees_th
     assert response.prediction.shape == request.x_t.shape and bool(response.x0.isfinite().all())
 
 
+@pytest.mark.parametrize("family", PIPELINES)
+def test_a_forward_that_stops_early_gives_the_same_bits_and_runs_no_more(
+    family: str, backbones: dict[str, Backbone]
+) -> None:
+    backbone = backbones[family]
+    rows = backbone.layers()
+    request = _batch(backbone, 1).request(50, 0)
+    ran: list[str] = []
+    leaves = [m for m in backbone.denoiser.modules() if not list(m.children())]
+    handles = [m.register_forward_hook(lambda *_: ran.append("leaf")) for m in leaves]
+    with torch.no_grad():
+        whole = backbone.activate(request, [row.id for row in rows])[1]
+        calls = len(ran)
+        for row in [*rows[:: max(1, len(rows) // 9)], rows[-1]]:
+            ran.clear()
+            stopped = backbone.reach(request, [row.id])
+            assert torch.equal(stopped[row.id], whole[row.id]), row.id
+            assert len(ran) < calls or row.cost > 0.9, row.id
+        several = [row.id for row in rows[2:40:7]]
+        stopped = backbone.reach(request, several)
+        assert all(torch.equal(stopped[layer], whole[layer]) for layer in several)
+    for handle in handles:
+        handle.remove()
+
+
 def _differences(feature: torch.Tensor, output: Any) -> list[float]:
     """From each tensor of a module's output: as it is, or as tokens (the last ones are the image's)."""
     outputs = output if isinstance(output, (tuple, list)) else [output]

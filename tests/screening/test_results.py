@@ -12,14 +12,16 @@ import torch
 
 from gate.probe import Probe
 from gate.request import Request, Response
+from gate.runs.states import joined, parted
 from gate.screening import remarks
 from gate.screening import results as results_module
 from gate.screening.attempt import VANILLA
 from gate.screening.bench import Bench, prepare
 from gate.screening.config import make_config
 from gate.screening.measure import measure
-from gate.screening.measured import COSTS, SOME, Measured, costs, unpack
+from gate.screening.measured import COSTS, SOME, Measured
 from gate.screening.results import assemble
+from gate.screening.stored import costs, unpack
 from gate.technique import Technique
 from tests.closed_form import ClosedForm, flat_samples, known_noise
 from tests.screening.test_evidence import Absolute, Eps, Sign, Squared, Telling, Twice, row
@@ -159,6 +161,7 @@ def test_what_the_scores_and_pictures_hold_is_all_that_was_measured() -> None:
     """Every field goes into the arrays of a run and comes back out of them, there or not: results can be made anew."""
     rng = np.random.default_rng(0)
     tables: dict[str, Any] = {
+        "state": {"of/candidates": rng.integers(0, 9, 3, np.uint8), "scale": np.array(0.5)},
         "shift": {
             "cka@own": rng.random((2, 1, 3, 5), np.float32),
             "cka": rng.random((2, 1, 3, 5), np.float32),
@@ -180,7 +183,8 @@ def test_what_the_scores_and_pictures_hold_is_all_that_was_measured() -> None:
         "reconstruction": np.stack([tables["reconstructions"]] * 2),
         "pca": np.stack([tables["pca"]] * 2),
     }
-    back = unpack(costs(measured), arrays, pictures)
+    states = parted(joined({name: m.state for name, m in measured.items()}), measured)
+    back = unpack(costs(measured), arrays, pictures, states)
     assert list(back) == list(measured)
     for name, made in measured.items():
         for each in fields(Measured):

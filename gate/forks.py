@@ -1,4 +1,4 @@
-"""A process of its own for one technique: it inherits the bench, measures, sends what came of it, and dies."""
+"""A process of its own for one piece of work: it inherits what is loaded, works, sends what came of it, and dies."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
 from gate.machine import lean_fork
 
-if TYPE_CHECKING:
-    from gate.screening.attempt import Attempt
+T = TypeVar("T")
 
 # what takes long to import: loaded once in the parent when a fork had to, for the forks to come
 LIBRARIES = frozenset({"diffusers", "peft", "sklearn", "scipy", "transformers"})
@@ -24,7 +23,7 @@ GRACE_SECONDS = 0.5
 
 
 class Rows:
-    """Rows that were measured, added up over all forks. tick() tells those since it was called last."""
+    """Rows that are done, added up over all forks. tick() tells those since it was called last."""
 
     def __init__(self) -> None:
         self.total, self.told = multiprocessing.get_context("fork").Value("q", 0), 0
@@ -39,21 +38,21 @@ class Rows:
         self.told = new
 
 
-class Fork:
-    """A process that measures one technique. work() gives the attempt; threads: of torch in it.
+class Fork(Generic[T]):
+    """A process for one piece of work. work() gives its result; threads: of torch in it.
 
     `limit`: seconds after which it is over, whatever it does; `waits`: what becomes ready when there is a result, or
     when there will be none.
     """
 
-    def __init__(self, name: str, work: Callable[[], Attempt], threads: int) -> None:
+    def __init__(self, name: str, work: Callable[[], T], threads: int) -> None:
         for stream in (sys.stdout, sys.stderr):  # what waits in their buffers is not the child's to print
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
         context: Any = multiprocessing.get_context("fork")
         self.name, self.started, self.late = name, time.monotonic(), 0.0
         self.receiver, sender = context.Pipe(duplex=False)
-        self.process = context.Process(target=_measure_and_die, args=(work, threads, sender), daemon=True)
+        self.process = context.Process(target=_work_and_die, args=(work, threads, sender), daemon=True)
         with lean_fork():
             self.process.start()
         sender.close()  # so that the pipe ends with the child
@@ -69,12 +68,12 @@ class Fork:
         self.late = limit if time.monotonic() - self.started > limit else 0.0
         return bool(self.late)
 
-    def result(self) -> tuple[Attempt | None, list[str]]:
+    def result(self) -> tuple[T | None, list[str]]:
         """What it sent, and the libraries that it had to load; None where it sent nothing (`fate` says why)."""
         try:
             if not self.late and self.receiver.poll():
                 # written by our own child, into a pipe that nobody else holds
-                found: tuple[Attempt, list[str]] = pickle.loads(self.receiver.recv_bytes())
+                found: tuple[T, list[str]] = pickle.loads(self.receiver.recv_bytes())
                 return found
         except (EOFError, OSError, pickle.UnpicklingError):  # it died before, or while, it sent
             pass
@@ -105,7 +104,7 @@ class Fork:
         self.receiver.close()
 
 
-def _measure_and_die(work: Callable[[], Attempt], threads: int, sender: Any) -> None:
+def _work_and_die(work: Callable[[], Any], threads: int, sender: Any) -> None:
     """In the child. It ends without the parent's exit handlers, and without waiting for threads that it left."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the forks
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

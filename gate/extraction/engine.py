@@ -1,0 +1,179 @@
+"""Passes as features: one chunk of images through techniques, and chunks over processes."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gate.errors import ConfigurationError, GateError
+from gate.extraction.plan import Setting
+from gate.forks import Fork, Rows
+from gate.passes import Plan, stream
+from gate.sample import SampleSet
+from gate.technique import Technique
+
+if TYPE_CHECKING:
+    from gate.backbone import Backbone
+    from gate.extraction.epilogue import Epilogue
+
+POLL_SECONDS = 0.2
+DONE = "done"
+Features = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What is extracted: techniques, fitted, by name; layers; one timestep and noise seed; what is made of a feature.
+
+    maps: those layers that are attention maps. states: the epilogue's projections, by technique.
+    """
+
+    backbone: Backbone
+    techniques: Mapping[str, Technique]
+    layers: tuple[str, ...]
+    timestep: int
+    seed: int
+    epilogue: Epilogue
+    maps: frozenset[str] = frozenset()
+    states: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+
+def features_of(
+    work: Work, name: str, samples: SampleSet, batch: int, x0: Tensor | None = None, *, raw: bool = False
+) -> Features:
+    """{layer: (n, c, h, w)} on the CPU through one technique; maps (n, heads, positions, keys).
+
+    x0: (n, c, h, w), their latents, encoded where None. raw: before the epilogue. What lies on a GPU is shrunk there.
+    """
+    technique = work.techniques[name]
+    plan = Plan(
+        work.backbone,
+        technique,
+        samples,
+        (work.timestep,),
+        (work.seed,),
+        work.layers,
+        batch,
+        x0,
+        outputs=False,
+    )
+    parts: dict[str, list[Tensor]] = {layer: [] for layer in work.layers}
+    with contextlib.closing(stream(plan)) as passes:
+        for passed in passes:
+            made = unfolded(work.backbone, passed.response.features)
+            if not raw:
+                made = work.epilogue.apply(made, work.states.get(name, {}), work.maps)
+            for layer, value in made.items():
+                parts[layer].append(value.cpu())
+    return {layer: torch.cat(values) for layer, values in parts.items() if values}
+
+
+def unfolded(backbone: Backbone, features: Mapping[str, Tensor]) -> Features:
+    """Maps as (b, heads, positions, keys), where the backbone has some."""
+    unfold: Any = getattr(backbone, "unfolded", dict)
+    return dict(unfold(features))
+
+
+@contextlib.contextmanager
+def running(backbone: Backbone, setting: Setting) -> Iterator[None]:
+    """The backbone laid out, compiled and threaded by a setting, for a while."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(setting.threads)
+    memory: Any = torch.channels_last if setting.channels_last else torch.contiguous_format
+    backbone.denoiser.to(memory_format=memory)
+    try:
+        if setting.compiled:
+            from gate.backbones.compiled import compiled
+
+            with compiled(backbone):
+                yield
+        else:
+            yield
+    finally:
+        backbone.denoiser.to(memory_format=torch.contiguous_format)
+        torch.set_num_threads(threads)
+
+
+def ahead(numbers: Iterator[int], read: Callable[[int], Any]) -> Iterator[tuple[int, Any]]:
+    """(number, what was read), the next one being read in a thread while this one is worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        pending: Any = None
+        for number in numbers:
+            following = (number, pool.submit(read, number))
+            if pending is not None:
+                yield pending[0], pending[1].result()
+            pending = following
+        if pending is not None:
+            yield pending[0], pending[1].result()
+
+
+class Share:
+    """Chunks that several processes draw from: each is drawn once."""
+
+    def __init__(self, chunks: Sequence[int]) -> None:
+        self.chunks = list(chunks)
+        self.next: Any = multiprocessing.get_context("fork").Value("q", 0)
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            with self.next.get_lock():
+                i = self.next.value
+                self.next.value += 1
+            if i >= len(self.chunks):
+                return
+            yield self.chunks[i]
+
+
+def over_processes(
+    chunks: Sequence[int],
+    work: Callable[[Iterator[int], Callable[[int], None]], None],
+    setting: Setting,
+    tick: Callable[[int], None],
+) -> None:
+    """work(chunks, tick) in this process, or in forks that draw from the same chunks. tick(rows) as rows are done.
+
+    The first error ends all of it; what is written stays. Raises what the work raises.
+    """
+    if setting.processes <= 1:
+        work(iter(chunks), tick)
+        return
+    share, rows = Share(chunks), Rows()
+
+    def attempt() -> GateError | str:
+        try:
+            work(iter(share), rows.add)
+        except GateError as error:
+            return error
+        return DONE
+
+    forks = [
+        Fork(f"worker {i}", attempt, setting.threads) for i in range(min(setting.processes, len(chunks)))
+    ]
+    try:
+        running = list(forks)
+        while running:
+            ready = connection.wait([w for fork in running for w in fork.waits], POLL_SECONDS)
+            rows.tick(lambda _, new: tick(new))
+            for fork in [f for f in running if f.is_over(ready, float("inf"))]:
+                running.remove(fork)
+                found, _ = fork.result()
+                if isinstance(found, GateError):
+                    raise found
+                if found != DONE:
+                    raise ConfigurationError(f"Extraction stopped: {fork.fate()}.")
+        rows.tick(lambda _, new: tick(new))
+    except BaseException:
+        for fork in forks:
+            fork.process.kill()
+        raise
+    finally:
+        for fork in forks:
+            fork.end()
