@@ -45,14 +45,14 @@ def gold(
     [
         ((2, 37, 5, 7), {}),
         ((2, 70, 5, 7), {"normalise": True, "tokens": True}),
-        ((2, 5, 9, 11), {"cells": 4}),
+        ((2, 5, 9, 7), {"cells": 4}),
         ((1, 5, 9, 11), {"cells": 1, "normalise": True}),
-        ((1, 5, 3, 3), {"cells": 7, "tokens": True}),
+        ((1, 5, 3, 3), {"cells": 5, "tokens": True}),
         ((1, 9, 8, 2), {"cells": 4, "tokens": True}),
         ((2, 3, 9, 11), {"cells": 6, "bilinear": True}),
         ((1, 3, 4, 3), {"cells": 9, "bilinear": True, "normalise": True}),
         ((2, 37, 5, 7), {"project": 10}),
-        ((2, 70, 6, 6), {"project": 20, "centre": True, "cells": 3, "normalise": True}),
+        ((2, 40, 5, 6), {"project": 20, "centre": True, "cells": 3, "normalise": True}),
         ((1, 300, 3, 5), {"project": 270, "centre": True, "normalise": True, "tokens": True}),
         ((1, 300, 4, 4), {"project": 260, "cells": 3, "bilinear": True}),
         ((1, 1, 1, 1), {"normalise": True}),
@@ -74,17 +74,17 @@ def test_odd_sizes(
     if options.pop("centre", False):
         options["mean"] = draw(shape[1])
     calls = launched(epilogue)
-    for stored in (torch.float32, dtype):
+    for stored in {torch.float32, dtype}:
         got = feature_epilogue(x, dtype=stored, **options)
         assert got.dtype == stored and got.is_contiguous()
         close(got, gold(x, **options))
-    assert len(calls) == 2 * RUNS
+    assert len(calls) == RUNS * len({torch.float32, dtype})
 
 
 def test_strides(dtype: torch.dtype, draw: Draw, close: Close) -> None:
-    x = draw(2, 20, 7, 10).to(dtype)
+    x = draw(2, 20, 5, 12).to(dtype)
     matrix, mean = draw(21, 5).T[:, ::1], draw(42)[::2]  # strides of their own
-    for view in (x.contiguous(memory_format=torch.channels_last), x[:, ::2, :, 1::3], x.transpose(2, 3)):
+    for view in (x.contiguous(memory_format=torch.channels_last), x[:, ::2, :, 1::3].transpose(2, 3)):
         options: dict[str, Any] = {"cells": 3, "normalise": True}
         close(feature_epilogue(view, **options), gold(view, **options))
     wide = draw(2, 7, 6, 21).to(dtype).permute(0, 3, 1, 2)
@@ -114,9 +114,10 @@ def test_the_op_keeps_its_word(draw: Draw) -> None:
     torch.library.opcheck(epilogue._epilogue, arguments)
 
 
-@pytest.mark.skipif(MODE != "interpreter", reason="only Triton's interpreter computes bfloat16 wrongly")
-def test_bfloat16_is_refused(draw: Draw) -> None:
-    x = draw(1, 6, 3, 3)
-    for given, stored in ((x.bfloat16(), torch.float32), (x, torch.bfloat16)):
-        with pytest.raises(ConfigurationError, match="computes bfloat16 wrongly"):
-            feature_epilogue(given, normalise=True, dtype=stored)
+if MODE == "interpreter":
+
+    def test_bfloat16_is_refused(draw: Draw) -> None:
+        x = draw(1, 6, 3, 3)
+        for given, stored in ((x.bfloat16(), torch.float32), (x, torch.bfloat16)):
+            with pytest.raises(ConfigurationError, match="computes bfloat16 wrongly"):
+                feature_epilogue(given, normalise=True, dtype=stored)
