@@ -55,7 +55,7 @@ def main(given: list[str] | None = None) -> int:
         asked.repeats,
         asked.half,
         asked.compiled,
-        asked.device,
+        device=asked.device,
     )
     found = measure(settings, log=stderr)
     command = ["python", "-m", "benchmarks.extraction", *(sys.argv[1:] if given is None else given)]

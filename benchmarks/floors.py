@@ -45,7 +45,7 @@ class Work:
     def planned(self, job: Job) -> float:
         """Of the job: latents once, or there already; forwards that stop after the last layer."""
         encode = 0.0 if job.mode == "cached" else len(job.samples) * self.encode
-        return encode + self.passes(job) * self.cut + (len(job.prompts) + 1) * self.text
+        return encode + self.passes(job) * self.cut + len({"", *job.prompts}) * self.text
 
     def passes(self, job: Job) -> int:
         return len(job.samples) * len(job.prompts) * len(job.timesteps) * len(job.seeds)

@@ -21,7 +21,7 @@ from benchmarks.models import DTYPES, converted, load
 from benchmarks.planned import Planned
 from benchmarks.sets import layers_of
 from benchmarks.timing import Row, alternated, ratios, taken
-from gate.backbone import Backbone
+from gate.backbone import Backbone, is_map
 
 EXACT, FAST = "gate exact", "gate fast"
 NAIVE = "hooks float32"
@@ -59,6 +59,7 @@ def measure(settings: Settings, *, peers: Peers | None = None, log: Log = lambda
     """All cells of a model at a size, as JSON. ValueError: a row's outputs are not those of the naive loop."""
     backbone = load(settings.model, settings.size, settings.device)
     half = converted(backbone, settings.half, channels_last=True)
+    plain = converted(backbone, settings.half, channels_last=False)
     work = counted(backbone, layers_of("legacy", backbone), settings.batch)
     rates = {
         name: attainable(work.products, DTYPES[name], settings.device) for name in ("float32", settings.half)
@@ -79,24 +80,21 @@ def measure(settings: Settings, *, peers: Peers | None = None, log: Log = lambda
     for mode in settings.modes:
         for name in settings.sets:
             job = make_job(backbone, mode, layers_of(name, backbone), settings.grid, settings.batch)
-            cell = _cell(job, backbone, half, settings, rates, found["bandwidth"], peers, log)
+            rows = _rows(job, backbone, half, plain, settings) | (dict(peers(job, backbone)) if peers else {})
+            cell = _cell(job, rows, backbone, settings, rates, found["bandwidth"], log)
             found["cells"].append({"set": name, "layers": list(job.layers), **cell})
     return found
 
 
 def _cell(
     job: Job,
+    rows: dict[str, Row],
     backbone: Backbone,
-    half: Backbone,
     settings: Settings,
     rates: Mapping[str, Any],
     speed: float,
-    peers: Peers | None,
     log: Log,
 ) -> dict[str, Any]:
-    rows = _rows(job, backbone, half, settings)
-    if peers is not None:
-        rows |= peers(job, backbone)
     with contextlib.ExitStack() as stack:
         for row in rows.values():
             if getattr(row, "compiled", False):
@@ -109,6 +107,7 @@ def _cell(
     hooks = f"hooks {settings.half}"
     pairs = [(NAIVE, EXACT), (NAIVE, FAST)]
     pairs += [(name, FAST) for name in rows if name.startswith(hooks)]
+    pairs += [(f"{hooks} compiled", f"{FAST} compiled"), (NAIVE, f"{FAST} compiled")]
     pairs += [(name, ours) for name in rows if name.startswith("peer") for ours in (EXACT, FAST)]
     said = ratios(seconds, pairs)
     for ratio in said:
@@ -136,23 +135,30 @@ def _cell(
         ],
         "ratios": [ratio.as_dict() for ratio in said],
     }  # fmt: skip
-    del rows
+    rows.clear()
     gc.collect()
     torch._dynamo.reset()
     return made
 
 
-def _rows(job: Job, backbone: Backbone, half: Backbone, settings: Settings) -> dict[str, Row]:
+def _rows(
+    job: Job, backbone: Backbone, half: Backbone, plain: Backbone, settings: Settings
+) -> dict[str, Row]:
+    """half: laid out in channels_last by its user. plain: as it is loaded; ours lays it out itself."""
     hooks = f"hooks {settings.half}"
     rows: dict[str, Row] = {
         NAIVE: HookLoop(backbone, job),
         EXACT: Planned(backbone, job),
         hooks: HookLoop(half, job),
-        FAST: Planned(half, job),
+        FAST: Planned(plain, job, "fast"),
     }
     if settings.compiled:
         own = converted(backbone, settings.half, channels_last=True)
         rows[f"{hooks} compiled"] = HookLoop(own, job, compiled=True)
+        maps = any(is_map(backbone.layer_paths[layer]) for layer in job.layers)
+        if hasattr(backbone.denoiser, "down_blocks") and not maps:
+            own = converted(backbone, settings.half, channels_last=False)
+            rows[f"{FAST} compiled"] = Planned(own, job, "fast", compiled=True)
     if settings.small_batch:
         small = dataclasses.replace(job, batch=settings.small_batch)
         rows[f"{hooks} batch {settings.small_batch}"] = HookLoop(half, small)
@@ -207,7 +213,7 @@ def _share(
 
 
 def _dtype(name: str, settings: Settings) -> str:
-    return settings.half if name == FAST or settings.half in name else "float32"
+    return settings.half if name.startswith(FAST) or settings.half in name else "float32"
 
 
 def _parts(backbone: Backbone) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def _cell_rows(demand: Demand, results: Sequence[Found]) -> list[str]:
     for found in results:
         if demand.gpu != ("gpu" in found["device"]) or found.get("model") != demand.model:
             continue
-        for cell in found["cells"]:
+        for cell in found.get("cells", ()):
             if (cell["mode"], cell["set"]) != (demand.mode, demand.layers):
                 continue
             if demand.fact == "share":
@@ -136,7 +136,11 @@ def rates(results: Sequence[Found]) -> str:
 
 def cells(results: Sequence[Found]) -> str:
     """Every cell that was measured, with the command."""
-    shown = [f"`{found['command']}`\n\n{table(found)}" for found in results if found.get("cells")]
+    shown = [
+        f"`{found['command']}`\n\n{table(found)}"
+        for found in results
+        if "cells" in found or "stores" in found
+    ]
     return "\n".join(shown) or UNMEASURED
 
 

@@ -12,22 +12,33 @@ from torch import Tensor
 from benchmarks.job import Job, Outputs
 from gate.backbone import Backbone, is_map, pixels
 from gate.backbones.maps import per_head
+from gate.extraction.engine import running
+from gate.extraction.plan import Precision, usual_setting
 from gate.passes import Plan, stream
 from gate.registry import create_technique
 from gate.technique import Technique
 
 
 class Planned:
-    """Row "gate": the job as `gate` does it, one technique per prompt."""
+    """Rows "gate": the job as `gate` does it, one technique per prompt, in the layout that its planner asks for.
 
-    def __init__(self, backbone: Backbone, job: Job) -> None:
-        self.backbone, self.job = backbone, job
+    compiled: what `gate extract --compile` may choose; UNets without maps alone.
+    """
+
+    def __init__(
+        self, backbone: Backbone, job: Job, precision: Precision = "exact", *, compiled: bool = False
+    ) -> None:
+        self.backbone, self.job, self.compiled = backbone, job, compiled
+        self.setting = usual_setting(backbone, precision).with_(
+            batch=job.batch, processes=1, threads=torch.get_num_threads(), compiled=compiled
+        )
         self.techniques = [_technique(prompt) for prompt in job.prompts]
         self.known = self._latents() if job.mode == "cached" else None
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
-        yield
+        with running(self.backbone, self.setting):
+            yield
 
     def __call__(self) -> Outputs:
         job, found = self.job, {}

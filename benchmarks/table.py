@@ -11,6 +11,8 @@ from benchmarks.device import sentence
 
 def table(found: Mapping[str, Any]) -> str:
     """One row per measured row; ratios beneath, each with the range of its repeats."""
+    if "stores" in found:
+        return _stores(found)
     rates = "; ".join(
         f"{name}: {rate['mix'] * 1e3:.0f} GFLOP/s over the shapes that occur ({rate['covered']:.0%} of the FLOPs "
         f"measured), {rate['peak'] * 1e3:.0f} at best"
@@ -40,4 +42,25 @@ def table(found: Mapping[str, Any]) -> str:
             f"{r['min']:.2f} ... {r['max']:.2f} |"
             for r in cell["ratios"]
         ]
+    return "\n".join(lines) + "\n"
+
+
+def _stores(found: Mapping[str, Any]) -> str:
+    made = found["stores"]
+    lines = [
+        f"**{made['images']} files of 64 px to DIFT's features on the disk**, tiny, {sentence(found['device'])}.",
+        "",
+        "| row | images/s | seconds | error against the script |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['name']} | {row['images_per_second']:.1f} | {statistics.median(row['seconds']):.3g} | "
+        f"{row['difference']['frobenius']:.1e} |"
+        for row in made["rows"]
+    ]
+    lines += ["", "| ratio | median | range |", "|---|---|---|"]
+    lines += [
+        f"| {r['slow']} / {r['fast']} | {r['median']:.2f} | {r['min']:.2f} ... {r['max']:.2f} |"
+        for r in made["ratios"]
+    ]
     return "\n".join(lines) + "\n"

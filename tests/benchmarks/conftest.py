@@ -17,6 +17,7 @@ if str(ROOT) not in sys.path:
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Rates are measured for a moment: nobody looks at them. One thread, as small tensors want it."""
     import torch
+
     from benchmarks import device
 
     monkeypatch.setattr(device, "SECONDS", 1e-4)

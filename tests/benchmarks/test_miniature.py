@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from benchmarks import gpu, page
 from benchmarks.compare import difference
 from benchmarks.demands import DEMANDS, KernelDemand
@@ -21,7 +22,6 @@ from benchmarks.planned import Planned
 from benchmarks.results import FOLDER, read_all
 from benchmarks.sets import NAMES, layers_of
 from benchmarks.timing import Ratio, alternated, ratios
-
 from gate.backbone import Backbone
 
 MODELS = ("tiny", "sd15-miniature", "pixart-miniature")
@@ -38,8 +38,8 @@ def given(row: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("mode", ["screen", "cached"])
-def test_ours_gives_what_a_naive_loop_gives(model: Backbone, name: str, mode: str) -> None:
+def test_ours_gives_what_a_naive_loop_gives(model: Backbone, name: str) -> None:
+    mode = "screen" if name in ("dift", "maps") else "cached"
     job = make_job(model, mode, layers_of(name, model), Grid(2, 3, 1, 2), batch=2)
     truth, ours = given(HookLoop(model, job, encode_alone=True)), given(Planned(model, job))
     assert len(truth) == (4 if mode == "screen" else 1)
@@ -56,15 +56,25 @@ def test_ours_gives_what_a_naive_loop_gives(model: Backbone, name: str, mode: st
 
 def test_cells_hold_all_that_the_page_needs(tmp_path: Path) -> None:
     common = ["--grid", "2,2,1,1", "--batch", "2", "--repeats", "2", "--output", str(tmp_path)]
-    assert extraction(["--model", "sd15-miniature", "--sets", "dift", "--modes", "screen", "cold", *common]) == 0
+    assert (
+        extraction(["--model", "pixart-miniature", "--sets", "dift", "--modes", "screen", "cold", *common])
+        == 0
+    )
     [found] = read_all(tmp_path)
-    assert json.loads(json.dumps(found)) == found and found["command"].startswith("python -m benchmarks.extraction --model")
+    assert json.loads(json.dumps(found)) == found and found["command"].startswith(
+        "python -m benchmarks.extraction --model"
+    )
     screen, cold = found["cells"]
     assert {r["name"] for r in screen["rows"]} == {NAIVE, EXACT, "hooks bfloat16", FAST}
     assert all(len(r["seconds"]) == 2 for cell in found["cells"] for r in cell["rows"])
     flops = screen["gflop"]
     assert flops["planned"] < flops["naive"] and cold["gflop"]["planned"] < cold["gflop"]["naive"]
-    assert 1 < page.counted(cold, cold["grid"]) < page.counted(screen, screen["grid"]) < page.counted(screen, page.FULL)
+    assert (
+        1
+        < page.counted(cold, cold["grid"])
+        < page.counted(screen, screen["grid"])
+        < page.counted(screen, page.FULL)
+    )
     assert (tmp_path / next(tmp_path.glob("*.md"))).read_text(encoding="utf-8").count(NAIVE) > 2
 
 
@@ -76,18 +86,25 @@ def test_a_row_that_computes_something_else_ends_the_run(monkeypatch: pytest.Mon
     honest = Planned.__call__
     monkeypatch.setattr(Planned, "__call__", another)
     with pytest.raises(ValueError, match="computes something else"):
-        measure(Settings("pixart-miniature", sets=("dift",), modes=("cold",), grid=Grid(1, 1), batch=1, repeats=1))
+        measure(
+            Settings("pixart-miniature", sets=("dift",), modes=("cold",), grid=Grid(1, 1), batch=1, repeats=1)
+        )
 
 
-def test_flops_are_those_of_the_layers_own_costs(model: Backbone) -> None:
+@pytest.mark.parametrize("family", ["sd15-miniature", "pixart-miniature"])
+def test_flops_are_those_of_the_layers_own_costs(family: str) -> None:
     """An independent count: the listing's share of the forward, made by hooks instead of stopping."""
+    model = load(family)
     costs = {row.id: row.cost for row in model.layers()}
-    for name in ("dift", "practical"):
-        layers = layers_of(name, model)
-        work = counted(model, layers, batch=2)
-        assert work.cut / work.forward == pytest.approx(max(costs[layer] for layer in layers), rel=0.02)
-        products = sum(work.products.values())
-        assert products == pytest.approx(work.forward + work.encode, rel=1e-6)
+    layers = layers_of("practical", model)
+    work, least = counted(model, layers, batch=2), max(costs[layer] for layer in layers)
+    if (
+        family == "pixart-miniature"
+    ):  # a transformer's forward stops at the end of the block that holds the layer
+        assert least <= work.cut / work.forward <= least + 0.25
+    else:
+        assert work.cut / work.forward == pytest.approx(least, rel=0.02)
+    assert sum(work.products.values()) == pytest.approx(work.forward + work.encode, rel=1e-6)
 
 
 def test_a_difference_sees_a_wrong_bit_a_wrong_shape_and_nan() -> None:
@@ -133,7 +150,7 @@ def test_the_parts_for_gpus_run_here_in_miniature() -> None:
     assert {r["slow"] for r in row["ratios"]} == {"explicit", "fused"}
     assert max(row["errors"]["fused"]) < 1e-5
     assert len(found["epilogue"]) == 3 and all(r["gb_s"] > 0 for r in found["epilogue"])
-    screen, final = gpu.settings("cpu", batch=2, model="sd15-miniature", half="bfloat16")
+    screen, final = gpu.settings("cpu", batch=2, model="pixart-miniature", half="bfloat16")
     from dataclasses import replace
 
     made = measure(replace(screen, sets=("dift",), repeats=1))
@@ -141,7 +158,9 @@ def test_the_parts_for_gpus_run_here_in_miniature() -> None:
     assert final.compiled and final.modes == ("cold", "cached")
 
 
-def test_without_a_gpu_one_sentence_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_one_sentence_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main(["--check"]) == gpu.NO_DEVICE
     assert "no CUDA device" in capsys.readouterr().err
@@ -171,7 +190,14 @@ def test_every_demand_on_a_processor_can_be_met_by_a_cell() -> None:
 
 def fabricated(low: float = 4.0) -> dict[str, Any]:
     device = {"processor": "P", "cores": 2, "flags": [], "torch": "2", "diffusers": "0"}
-    ratio = {"slow": "hooks bfloat16", "fast": FAST, "median": low + 0.5, "min": low, "max": low + 1, "values": []}
+    ratio = {
+        "slow": "hooks bfloat16",
+        "fast": FAST,
+        "median": low + 0.5,
+        "min": low,
+        "max": low + 1,
+        "values": [],
+    }
     cell = {
         "set": "dift", "mode": "screen", "grid": {"prompts": 4, "images": 2, "seeds": 2, "timesteps": 1}, "rows": [],
         "ratios": [ratio], "gflop": {"encode": 2.0, "forward": 1.0, "cut": 0.5},
