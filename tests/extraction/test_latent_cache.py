@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,11 @@ from gate.extraction.latents import LatentCache, encode_cached, key_of, module_h
 from gate.sample import Sample
 from tests.closed_form import ClosedForm, flat_samples
 from tests.small_vae import Counting, Small
+from tests.threads import one_thread
 
+__all__ = ["one_thread"]
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two would wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
