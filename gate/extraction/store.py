@@ -226,10 +226,14 @@ class StoreWriter:
         size = (self.folder / file).stat().st_size
         entry = Entry(file=file, rows=len(facts.names), bytes=size, seal=seal)
         self._there[facts.shard] = entry, facts.skipped
+        self._layers = self._layers or facts.layers
 
     def _same_layers(self, facts: Facts) -> None:
-        self._layers = self._layers or facts.layers
-        if facts.layers and ([*facts.layers], facts.layers) != ([*self._layers], self._layers):
+        if (
+            facts.layers
+            and self._layers
+            and ([*facts.layers], facts.layers) != ([*self._layers], self._layers)
+        ):
             told = "; ".join(differences(_words(self._layers), _words(facts.layers))) or "their order"
             raise ConfigurationError(
                 f"Shard {facts.shard} of {self.folder} differs from those before it in its layers: {told}; "
