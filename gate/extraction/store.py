@@ -248,7 +248,10 @@ def read_projection(folder: Path, manifest: Manifest) -> tuple[dict[str, NDArray
         if manifest.projection is not None:
             raise DamagedError(f"{file} is missing; put it back, or extract into another folder.")
         return None
-    arrays, facts = read_arrays(file)
+    try:
+        arrays, facts = read_arrays(file)
+    except DamagedError as error:
+        raise DamagedError(f"{file} is damaged; put it back, or extract into another folder.") from error
     if facts.get("mark") != manifest.mark or manifest.projection not in (None, facts.get(SEAL)):
         raise DamagedError(f"{file} is not of this store; put its own back, or extract into another folder.")
     return arrays, facts[SEAL]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ ASKED = {
     "backbone": {"name": "tiny"},
 }
 COMMAND = "gate extract --technique freeu --images photos --output store"
+LAYOUTS = ("safetensors", "npy", "npy[layers=apart,names=file]", "webdataset")
 UNREADABLE = "cannot be decoded"
 
 
@@ -77,3 +79,16 @@ def make_store(
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by its path."""
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def forked(work: Callable[[], object]) -> int:
+    """Run in a fork; its exit status, negative where a signal ended it."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
