@@ -130,8 +130,9 @@ class Layout(ABC):
 
     def leftovers(self, folder: Path) -> Iterator[Path]:
         """Temporary files that a killed run left."""
-        yield from folder.glob("*.tmp")
-        yield from folder.glob(f"{SHARDS}/*.tmp")
+        for place in (folder, folder / SHARDS):
+            yield from place.glob("*.tmp")
+            yield from place.glob(".tmp*")  # safetensors' own, beside the file that it was told to write
 
     @abstractmethod
     def write(self, folder: Path, facts: Facts, features: Features, start: int) -> str:
