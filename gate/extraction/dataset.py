@@ -23,7 +23,7 @@ from gate.extraction.shard import DamagedShardError, Safetensors, open_shard
 from gate.extraction.store import read_projection
 from gate.extraction.verify import no_single_store
 
-OPEN = 64  # shards that a process holds open; each mapped page of them counts as its memory
+OPEN = 16  # shards that a process holds mapped; each page of them that was read counts as its memory
 
 
 def load_features(

@@ -101,6 +101,9 @@ class Npy(Layout):
                     f"{seen[stem]} and {name} would both become {stem}.npy; rename one, or leave out names=file."
                 )
 
+    def holds(self, dtype: str) -> None:
+        _in_numpy(dtype)
+
     def leftovers(self, folder: Path) -> Iterator[Path]:
         yield from {*super().leftovers(folder), *folder.rglob("*.npy.tmp")}
 
@@ -112,7 +115,7 @@ class Npy(Layout):
             sample = stem if self.by_file else f"{self.split}{index}"
             for layer, array in arrays.items():
                 file = self._path(sample, layer)
-                content = npy_bytes(array[row], layer)
+                content = npy_bytes(array[row])
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 with one_move(folder / file) as temporary:
                     temporary.write_bytes(content)
@@ -151,13 +154,16 @@ class WebDataset(Layout):
 
     name, suffix = "webdataset", "tar"
 
+    def holds(self, dtype: str) -> None:
+        _in_numpy(dtype)
+
     def write(self, folder: Path, facts: Facts, features: Features, start: int) -> str:
         stream = io.BytesIO()
         with tarfile.open(fileobj=stream, mode="w") as tar:
             for row, (name, index) in enumerate(indices(facts, start)):
                 _add(tar, f"{index:09d}.json", json.dumps({"name": name, "index": index}).encode())
                 for layer, tensor in features.items():
-                    _add(tar, f"{index:09d}.{layer}.npy", npy_bytes(tensor[row], layer))
+                    _add(tar, f"{index:09d}.{layer}.npy", npy_bytes(tensor[row]))
         samples = stream.getbuffer()
         seal = facts.sealed_over((samples,))
         with one_move(folder / self.file(facts.shard)) as temporary, temporary.open("wb") as file:
@@ -205,18 +211,21 @@ def concatenate(features: Features) -> Tensor:
     return torch.cat([t if t.shape[-2:] == size else interpolate(t, size) for t in tensors], dim=1)
 
 
-def npy_bytes(tensor: Tensor, layer: str) -> bytes:
+def npy_bytes(tensor: Tensor) -> bytes:
     """One image's features as the bytes of a .npy file. Raises UsageError for a dtype that numpy lacks."""
     import numpy as np
-    import torch
 
-    if tensor.dtype == torch.bfloat16:
-        raise UsageError(
-            f"A .npy file holds no bfloat16{f' ({layer})' if layer else ''}; store fp16 or fp32."
-        )
+    _in_numpy(str(tensor.dtype).removeprefix("torch."))
     stream = io.BytesIO()
     np.save(stream, tensor.contiguous().numpy(), allow_pickle=False)
     return stream.getvalue()
+
+
+def _in_numpy(dtype: str) -> None:
+    if dtype == "bfloat16":
+        raise UsageError(
+            "A .npy file holds no bfloat16; store fp16 or fp32, or choose the layout safetensors."
+        )
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -94,7 +94,10 @@ class DamagedShardError(DamagedError):
     def __init__(self, file: Path, what: str = "is damaged", command: str = "") -> None:
         repeat = f"which extracts it anew: {command}" if command else "which store.json holds"
         super().__init__(f"{file} {what}; delete it and repeat the command, {repeat}")
-        self.file, self.what = file, what
+        self.file, self.what, self.command = file, what, command
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it may come from a worker
+        return type(self), (self.file, self.what, self.command)
 
 
 def layers_of(features: Features) -> dict[str, Layer]:
@@ -122,10 +125,14 @@ class Layout(ABC):
     def fits(self, listing: Sequence[str]) -> None:  # noqa: B027  most layouts fit any
         """Raises UsageError where two images of a listing would be written to one place."""
 
+    def holds(self, dtype: str) -> None:  # noqa: B027  the first holds any
+        """Raises UsageError where the layout cannot hold features of a dtype, by torch's word for it."""
+
     def leftovers(self, folder: Path) -> Iterator[Path]:
         """Temporary files that a killed run left."""
-        yield from folder.glob("*.tmp")
-        yield from folder.glob(f"{SHARDS}/*.tmp")
+        for place in (folder, folder / SHARDS):
+            yield from place.glob("*.tmp")
+            yield from place.glob(".tmp*")  # safetensors' own, beside the file that it was told to write
 
     @abstractmethod
     def write(self, folder: Path, facts: Facts, features: Features, start: int) -> str:

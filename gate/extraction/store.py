@@ -226,10 +226,14 @@ class StoreWriter:
         size = (self.folder / file).stat().st_size
         entry = Entry(file=file, rows=len(facts.names), bytes=size, seal=seal)
         self._there[facts.shard] = entry, facts.skipped
+        self._layers = self._layers or facts.layers
 
     def _same_layers(self, facts: Facts) -> None:
-        self._layers = self._layers or facts.layers
-        if facts.layers and ([*facts.layers], facts.layers) != ([*self._layers], self._layers):
+        if (
+            facts.layers
+            and self._layers
+            and ([*facts.layers], facts.layers) != ([*self._layers], self._layers)
+        ):
             told = "; ".join(differences(_words(self._layers), _words(facts.layers))) or "their order"
             raise ConfigurationError(
                 f"Shard {facts.shard} of {self.folder} differs from those before it in its layers: {told}; "
@@ -244,7 +248,10 @@ def read_projection(folder: Path, manifest: Manifest) -> tuple[dict[str, NDArray
         if manifest.projection is not None:
             raise DamagedError(f"{file} is missing; put it back, or extract into another folder.")
         return None
-    arrays, facts = read_arrays(file)
+    try:
+        arrays, facts = read_arrays(file)
+    except DamagedError as error:
+        raise DamagedError(f"{file} is damaged; put it back, or extract into another folder.") from error
     if facts.get("mark") != manifest.mark or manifest.projection not in (None, facts.get(SEAL)):
         raise DamagedError(f"{file} is not of this store; put its own back, or extract into another folder.")
     return arrays, facts[SEAL]

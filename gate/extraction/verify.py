@@ -102,6 +102,7 @@ def no_single_store(folder: Path) -> UsageError:
         return UsageError(
             f"{folder} holds no {MANIFEST}, so it is no store of features; gate extract makes one."
         )
-    return UsageError(
-        f"{folder} holds {len(below)} stores; load one of {', '.join(repr(str(store)) for store in below)}."
-    )
+    if len(below) == 1:
+        return UsageError(f"{folder} holds a store; load {str(below[0])!r}.")
+    listed = ", ".join(repr(str(store)) for store in below)
+    return UsageError(f"{folder} holds {len(below)} stores; load one of {listed}.")
