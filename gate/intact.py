@@ -47,6 +47,8 @@ class Intact:
         shared: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.backbone, self.samples, self.shared = backbone, samples, dict(shared or {})
+        # of a cache that forgets: what is gone from it is no change, and what is in it must be as it was
+        self.forgetful = tuple(f"{k}." for k, v in vars(backbone).items() if getattr(v, "forgets", False))
         self.parts, self.weights = _modules(backbone)
         self.tensors = self._tensors()
         self.functions = {id(owner): (owner, _callables(owner)) for owner in _owners(backbone)}
@@ -57,7 +59,11 @@ class Intact:
         parts, weights = _modules(self.backbone)
         now = self._tensors()
         found = [key for key in {**self.weights, **weights} if self.weights.get(key) != weights.get(key)]
-        found += [key for key, value in self.tensors.items() if now.get(key) != value]
+        found += [
+            key
+            for key, value in self.tensors.items()
+            if now.get(key) != value and not (key not in now and key.startswith(self.forgetful))
+        ]
         for key in {**self.parts, **parts}:
             if key not in self.parts or key not in parts:
                 found.append(f"{key} ({'left' if key in parts else 'gone'})")

@@ -20,6 +20,7 @@ from gate.backbones.index import part_of, weights_hash
 from gate.backbones.layers import layer_paths, resolve_layers
 from gate.backbones.maps import per_head, spatial
 from gate.backbones.massive import massive_channels, without
+from gate.backbones.prompts import Prompts
 from gate.backbones.sketch import sketched_layers
 from gate.data.memory import as_samples
 from gate.errors import ConfigurationError, UsageError
@@ -80,7 +81,7 @@ class PipelineBackbone(Codec, Backbone):
         self._config: Mapping[str, Any] = self.denoiser.config
         self.image_size = self._chosen_size(image_size)
         self.schedule = NoiseSchedule.from_config(parts["scheduler"], tokens=(self.side // self.unit) ** 2)
-        self._prompts: dict[str, Conditioning] = {}
+        self._prompts = Prompts()
         self.massive: dict[str, Tensor] = {}
 
     # what a family says of itself
@@ -164,16 +165,18 @@ class PipelineBackbone(Codec, Backbone):
             return self.describe(texts).prompt_embeds
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        new = [p for p in dict.fromkeys(prompts) if p not in self._prompts]
-        with self._awake(*(self.encoders if new else ())), torch.no_grad():
-            for prompt in new:  # one at a time: a prompt's bits do not depend on its neighbours
-                self._prompts[prompt] = self.describe([prompt])
-        return Conditioning.join([self._prompts[p] for p in prompts]).replace(prompts=tuple(prompts))
+        rows = self._prompts.rows(prompts, self._encode_new)
+        return Conditioning.join(rows).replace(prompts=tuple(prompts))
+
+    def _encode_new(self, prompts: Sequence[str]) -> dict[str, Conditioning]:
+        """One at a time: a prompt's bits do not depend on its neighbours."""
+        with self._awake(*self.encoders), torch.no_grad():
+            return {prompt: self.describe([prompt]) for prompt in prompts}
 
     @contextlib.contextmanager
     def prompts_anew(self, tokenizer: Any = None, text_encoder: Any = None) -> Iterator[None]:
         held = self._prompts, self.tokenizer, self.text_encoder
-        self._prompts = {}
+        self._prompts = Prompts()
         self.tokenizer, self.text_encoder = tokenizer or self.tokenizer, text_encoder or self.text_encoder
         try:
             yield

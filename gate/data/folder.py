@@ -6,15 +6,13 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from gate.data import sidecars
 from gate.data.images import (
     ASPECT_TOLERANCE,
-    EXTENSIONS,
-    FOREIGN,
     UnreadableError,
     check_size,
     fit_image,
@@ -22,8 +20,8 @@ from gate.data.images import (
     read_mask,
     read_picture,
 )
+from gate.data.listing import Listing, check_any, left_out, list_folder
 from gate.data.order import draw, interleave
-from gate.data.sidecars import Listing
 from gate.errors import ConfigurationError, UsageError
 from gate.sample import MIN_SAMPLES, Sample, SampleSet
 
@@ -62,7 +60,7 @@ def load_images(
     if limit is not None and limit < minimum:
         raise UsageError(f"The limit of {limit} samples is too low; at least {minimum} are needed.")
     masks_at = sidecars.masks_folder(folder, masks)
-    listing = sidecars.list_folder(folder, without=masks_at)
+    listing = list_folder(folder, without=masks_at)
     check_any(listing)
     reader = _reader(listing, size, labels, captions, masks_at)
     samples = _choose(reader, limit, seed)
@@ -207,26 +205,3 @@ def _mask_classes(samples: list[Sample], masks_at: Path | None) -> tuple[str, ..
 def _first(skipped: list[tuple[str, str]]) -> str:
     key, reason = min(skipped)
     return f"{key} {reason}"
-
-
-def left_out(listing: Listing) -> list[tuple[str, str]]:
-    """(key, reason) of what a listing shows to be of no use before any file is opened."""
-    foreign = [
-        (key, f"is {PurePosixPath(key).suffix.lower()}, which is not read; convert it to PNG or JPEG")
-        for key in listing.others
-        if key.lower().endswith(FOREIGN)
-    ]
-    return [*listing.closed, *foreign]
-
-
-def check_any(listing: Listing) -> None:
-    """Refuse a folder that holds no images. Raises UsageError."""
-    if listing.images:
-        return
-    known = " ".join(EXTENSIONS)
-    if not listing.others:
-        raise UsageError(f"The folder {str(listing.folder)!r} is empty; it should hold images ({known}).")
-    raise UsageError(
-        f"The folder {str(listing.folder)!r} holds {len(listing.others)} files, "
-        f"none of them an image ({known})."
-    )

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gate.data import sidecars
-from gate.data.folder import check_any, left_out
 from gate.data.images import check_size, fit_image, read_picture
-from gate.data.sidecars import Listing
+from gate.data.listing import Listing, check_any, left_out, list_folder
 from gate.errors import ConfigurationError
 from gate.sample import Sample
 
@@ -117,7 +116,7 @@ def open_images(
     or not one image can be read: they are tried from the first, so where that one is sound nothing else is opened.
     """
     check_size(size)
-    listing = sidecars.list_folder(folder, without=sidecars.masks_folder(folder, masks))
+    listing = list_folder(folder, without=sidecars.masks_folder(folder, masks))
     check_any(listing)
     stream = ImageStream(
         listing.folder,

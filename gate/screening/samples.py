@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gate.data.folder import load_images
+from gate.data.listing import list_folder
 from gate.data.named import DEFAULT, find_data, load_data
-from gate.data.sidecars import check_folder, list_folder, masks_folder
+from gate.data.sidecars import check_folder, masks_folder
 from gate.sample import SampleSet
 
 if TYPE_CHECKING:

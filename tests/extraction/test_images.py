@@ -15,7 +15,7 @@ import pytest
 from image_files import fill, picture, sentence
 
 from gate.data import load_images
-from gate.data.sidecars import list_folder
+from gate.data.listing import list_folder
 from gate.errors import ConfigurationError, UsageError
 from gate.extraction.images import ImageStream, open_images
 from gate.sample import Sample

@@ -25,6 +25,10 @@ from gate.screening.stored import unpack_scores
 from gate.screening.verify import verify
 from gate.technique import Technique
 from tests.closed_form import ClosedForm, flat_samples
+from tests.threads import one_thread
+
+__all__ = ["one_thread"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SEARCH = "prompt-search[candidates=('a cat', 'a dog'),stages=((1, 1),)]+freeu"
 SMALL: dict[str, Any] = {
