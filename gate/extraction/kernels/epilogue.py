@@ -34,7 +34,9 @@ def feature_epilogue(
     """
     check_tensors("a feature's epilogue", x)
     if x.ndim != 4 or not x.shape[1] * x.shape[2] * x.shape[3] or cells < 0:
-        raise ConfigurationError(f"A feature's epilogue takes (b, c, h, w) and a grid, not {tuple(x.shape)} and {cells}.")
+        raise ConfigurationError(
+            f"A feature's epilogue takes (b, c, h, w) and a grid, not {tuple(x.shape)} and {cells}."
+        )
     if dtype not in DTYPES:
         raise ConfigurationError(f"A feature is stored in float32, float16 or bfloat16, not {dtype}.")
     _check_projection(x, matrix, mean)

@@ -40,7 +40,12 @@ def pooled_self_map(
     """
     check_tensors("a pooled self-map", q, k)
     height, width = grid
-    if q.ndim != 4 or q.shape != k.shape or q.shape[2] != height * width or not q.shape[1] * q.shape[2] * q.shape[3]:
+    if (
+        q.ndim != 4
+        or q.shape != k.shape
+        or q.shape[2] != height * width
+        or not q.shape[1] * q.shape[2] * q.shape[3]
+    ):
         raise ConfigurationError(
             f"A pooled self-map takes q and k (b, heads, n, d) with n = {height} * {width}, the grid, "
             f"not {tuple(q.shape)} and {tuple(k.shape)}."
@@ -69,7 +74,9 @@ def _reference(
         keys = k[i].float().transpose(1, 2).contiguous()
         queries = q[i].float().unflatten(1, (height, width))  # type: ignore[no-untyped-call]
         slabs = [
-            _pooled(part.flatten(1, 2) @ keys * scale, (part.shape[1], width), (height, width), pool, pool_keys)
+            _pooled(
+                part.flatten(1, 2) @ keys * scale, (part.shape[1], width), (height, width), pool, pool_keys
+            )
             for part in queries.split(step, 1)
         ]
         weights = torch.cat(slabs, 1)  # (heads, cells, cells of keys)
@@ -77,7 +84,9 @@ def _reference(
     return out
 
 
-def _pooled(logits: Tensor, rows: tuple[int, int], grid: tuple[int, int], pool: int, pool_keys: int) -> Tensor:
+def _pooled(
+    logits: Tensor, rows: tuple[int, int], grid: tuple[int, int], pool: int, pool_keys: int
+) -> Tensor:
     """(heads, queries of some rows, n) -> (heads, cells, cells of keys)."""
     heads = logits.shape[0]
     weights = logits.softmax(-1).reshape(-1, 1, *grid)

@@ -42,6 +42,8 @@ def test_under_the_interpreter() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the kernels ran under the interpreter only")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no CUDA device: the kernels ran under the interpreter only"
+)
 def test_on_the_gpu() -> None:
     compare(KERNELS_ON="cuda", TRITON_INTERPRET="0")
