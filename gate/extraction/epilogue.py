@@ -27,8 +27,9 @@ class Epilogue:
     pool: k averages a layer over a k x k grid (torch's adaptive_avg_pool2d), 0 leaves its own; no layer is enlarged.
     resize: k brings every layer to k x k, bilinearly, without antialiasing (torch's interpolate, align_corners=False).
     vector: the mean over all positions, stored as (n, c). pool=1 is the same numbers as (n, c, 1, 1).
-    project: channels afterwards, 0 for all. projection: "pca" keeps the directions in which a sample varies most, "random"
-    keeps inner products on average. Both are fitted first (`fit`) and their state is stored with the features.
+    project: channels afterwards, 0 for all. projection: "pca" keeps the directions in which a sample varies most,
+    "random" keeps inner products on average. Both are fitted first (`fit`) and their state is stored with the
+    features.
     normalise: length 1 over channels at each position; where all channels are 0 they stay 0.
     dtype: of what is stored.
 
@@ -82,9 +83,9 @@ class Epilogue:
 
         features: {layer: (n, c, h, w)}. maps: layers among them that are attention maps, and are not projected.
 
-        Returns "LAYER/matrix" (d, c); for PCA also "LAYER/mean" (c,), and "LAYER/explained" (d,), the share of the sample's
-        variance that each direction holds, largest first. Fitted to channel vectors at all positions, after the
-        resampling that `apply` makes. Raises ConfigurationError where the sample or its channels are too few.
+        Returns "LAYER/matrix" (d, c); for PCA also "LAYER/mean" (c,), and "LAYER/explained" (d,), the share of the
+        sample's variance that each direction holds, largest first. Fitted to channel vectors at all positions, after
+        the resampling that `apply` makes. Raises ConfigurationError where the sample or its channels are too few.
         """
         state: dict[str, Tensor] = {}
         if not self.project:
@@ -95,7 +96,8 @@ class Epilogue:
             _check_grid(layer, x)
             if self.project > x.shape[1]:
                 raise ConfigurationError(
-                    f"Layer {layer!r} has {x.shape[1]} channels, fewer than --project {self.project}; ask for fewer or leave it out."
+                    f"Layer {layer!r} has {x.shape[1]} channels, fewer than --project {self.project}; "
+                    "ask for fewer or leave the layer out."
                 )
             if self.projection == "random":
                 state[f"{layer}/matrix"] = random_projection(layer, x.shape[1], self.project)
@@ -114,12 +116,12 @@ class Epilogue:
     ) -> dict[str, Tensor]:
         """Features as they are stored, on the device they came on.
 
-        features: {layer: (n, c, h, w)}, any float dtype that a layer has. maps: layers among them that are attention maps
-        (n, heads, positions, keys): these are cast. state: what `fit` returned.
+        features: {layer: (n, c, h, w)}, any float dtype that a layer has. maps: layers among them that are attention
+        maps (n, heads, positions, keys): these are cast. state: what `fit` returned.
 
         Returns {layer: (n, d, h', w')}, (n, d) with `vector`. On the CPU the batch size changes no bit.
-        Raises NonFiniteError for NaN or infinity, also where a value is beyond the dtype, and ConfigurationError where a
-        projection was not fitted or a layer does not fit.
+        Raises NonFiniteError for NaN or infinity, also where a value is beyond the dtype, and ConfigurationError
+        where a projection was not fitted or a layer does not fit.
         """
         done = {}
         for layer, x in features.items():
@@ -158,8 +160,8 @@ class Epilogue:
         _check_grid(layer, x)
         if self.pool > min(x.shape[2:]):
             raise ConfigurationError(
-                f"Layer {layer!r} is {x.shape[2]} x {x.shape[3]}, smaller than --pool {self.pool}, which averages only; "
-                f"use --resize {self.pool} or leave the layer out."
+                f"Layer {layer!r} is {x.shape[2]} x {x.shape[3]}, smaller than --pool {self.pool}, and pooling "
+                f"only averages; use --resize {self.pool} or leave the layer out."
             )
         return feature_epilogue(
             x,
@@ -173,10 +175,11 @@ class Epilogue:
 
 
 def principal_directions(x: Tensor, d: int, *, layer: str = "") -> tuple[Tensor, Tensor, Tensor]:
-    """PCA of channel vectors at all positions: their mean (c,), d directions (d, c), and the share of variance of each (d,).
+    """PCA of channel vectors at all positions: mean (c,), d directions (d, c), share of variance of each (d,).
 
-    x: (n, c, h, w). The directions are those of the singular value decomposition of the centred vectors, found as eigenvectors of
-    their covariance in float64: c x c numbers however large the sample. Of each, the largest entry is positive.
+    x: (n, c, h, w). The directions are those of the singular value decomposition of the centred vectors, found as
+    eigenvectors of their covariance in float64: c x c numbers however large the sample. Of each, the largest entry is
+    positive.
     Raises ConfigurationError where the sample does not vary in d directions, and NonFiniteError for NaN or infinity.
     """
     n, c, h, w = x.shape
@@ -206,7 +209,7 @@ def principal_directions(x: Tensor, d: int, *, layer: str = "") -> tuple[Tensor,
 
 
 def random_projection(layer: str, c: int, d: int) -> Tensor:
-    """Gaussian numbers of variance 1 / d, (d, c): inner products stay the same on average. The layer's name is the seed."""
+    """Gaussian numbers of variance 1 / d, (d, c), from the layer's name: inner products stay the same on average."""
     seed = int.from_bytes(hashlib.sha256(layer.encode()).digest()[:8], "big") >> 1
     return torch.randn(d, c, generator=torch.Generator().manual_seed(seed)) / d**0.5
 

@@ -1,6 +1,7 @@
-"""Cross attention with its head-mean map: a program owns a block of queries, walks the heads and keeps the map in registers.
+"""Cross attention with its head-mean map: a program owns a block of queries and walks the heads.
 
-No two programs write to one place and none adds atomically, so the same input gives the same bits.
+The map stays in registers until the last head. No two programs write to one place and none adds atomically, so the same
+input gives the same bits.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def _attend(
 def launch(
     q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, out: Tensor, mean: Tensor
 ) -> None:
-    """Fill out (b, heads, n, d), any strides, and mean (b, n, m), float32 and contiguous. Shapes were checked before."""
+    """Fill out (b, heads, n, d), any strides, and mean (b, n, m), float32, contiguous. Shapes were checked before."""
     refuse_bfloat16(_attend, [q.dtype])
     b, heads, n, d = q.shape
     m = k.shape[2]

@@ -1,7 +1,8 @@
 """Pooled self-attention maps in two passes: each query's largest logit and sum, then the weights, added up by cell.
 
-In the second pass a program owns a tile of cells by cells of keys. It walks the members of a cell by their offset from its corner,
-so that one member of every cell of the tile is a plain tile of logits, and adds these up in registers.
+In the second pass a program owns a tile of cells by cells of keys. It walks the members of a cell by their offset
+from its corner, so that one member of every cell of the tile is a plain tile of logits, and adds these up in
+registers.
 """
 
 from __future__ import annotations
