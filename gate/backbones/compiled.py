@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gate.backbone import is_map
 from gate.backbones.activations import as_map
+from gate.backbones.layers import MEAN_MAP
 from gate.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ class _Graph:
     """Hooks on a denoiser, and the compiled function that runs it and returns what they saw."""
 
     def __init__(self, backbone: Any, layers: tuple[str, ...], options: Mapping[str, Any]) -> None:
-        self.backbone, self.layers = backbone, layers
+        self.backbone, self.layers, self.batch = backbone, layers, 0
         places = [backbone.layer_paths[layer] for layer in layers]
-        maps = [layer for layer, place in zip(layers, places, strict=True) if is_map(place)]
+        maps = [k for k, place in zip(layers, places, strict=True) if is_map(place) or place == f":{MEAN_MAP}"]
         if maps:
             raise ConfigurationError(f"{maps[0]} is a map; maps are not compiled.")
         if not hasattr(backbone.denoiser, "down_blocks"):
@@ -73,13 +74,16 @@ class _Graph:
     def __call__(self, request: Request) -> dict[str, Tensor]:
         if request.residuals:
             raise ConfigurationError("A technique that adds residuals is not compiled; leave --compile out.")
-        backbone = self.backbone
-        x = request.x_t.to(backbone.dtype)
-        t = backbone.schedule.told(request.t_condition).to(backbone.device)
-        given = request.conditioning.replace(prompts=())
+        backbone, n = self.backbone, len(request.x_t)
+        self.batch = max(self.batch, n)
+        # the last batch is often smaller: rows that are made and dropped cost less than compiling for it
+        rows = [i % n for i in range(self.batch)]
+        x = request.x_t[rows].to(backbone.dtype)
+        t = backbone.schedule.told(request.t_condition[rows]).to(backbone.device)
+        given = request.conditioning.rows(rows).replace(prompts=())
         made = self.run(x, t, given, _Nothing())
-        grid = (int(request.x_t.shape[-2]), int(request.x_t.shape[-1]))
-        return {layer: as_map(value, grid) for layer, value in zip(self.layers, made, strict=True)}
+        grid = (int(x.shape[-2]), int(x.shape[-1]))
+        return {layer: as_map(value, grid)[:n] for layer, value in zip(self.layers, made, strict=True)}
 
     def close(self) -> None:
         for handle in self.handles:

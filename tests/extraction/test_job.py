@@ -151,7 +151,7 @@ def test_what_was_interrupted_is_gone_on_with_and_equals_the_uninterrupted(
 def screened(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("runs") / "run"
     gate.screen(
-        "caption,prompt,noise-ensemble[seeds=2]",
+        "caption,prompt,noise-ensemble[members=2]",
         images=str(folder),
         samples=10,
         timesteps=(50,),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,7 @@ def chosen(
 
     def timed(work: object, samples: object, setting: Setting) -> tuple[float, dict[str, str]]:
         asked.append(setting)
+        time.sleep(0.01)
         if setting not in known:
             raise RuntimeError("not here\nat all")
         return known[setting][0], {"image": known[setting][1]}
@@ -122,6 +125,7 @@ def test_timing_for_real_gives_the_same_bits_to_every_setting_it_takes(
 ) -> None:
     work = work_of(tiny, "vanilla", layers=("up0",))
     rate, digests = tune._timed(work, scenes, Setting(4))
-    again, same = tune._timed(work, scenes, Setting(2, processes=2))
-    assert rate > 0 and again > 0
-    assert len(same) == 4 and all(digests[sample] == bits for sample, bits in same.items())
+    again, same = tune._timed(work, scenes, Setting(4, processes=2))
+    assert rate > 0 and again > 0 and len(same) == 8 and same == digests
+    _, other = tune._timed(dataclasses.replace(work, seed=1), scenes, Setting(4))
+    assert set(other) == set(digests) and not set(other.values()) & set(digests.values())

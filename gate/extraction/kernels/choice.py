@@ -35,7 +35,9 @@ def check_tensors(what: str, *tensors: Tensor) -> None:
     """Raises ConfigurationError unless all have one of DTYPES, the same one, and lie on one device."""
     first = tensors[0]
     if first.dtype not in DTYPES:
-        raise ConfigurationError(f"{what} takes float32, float16 or bfloat16, not {first.dtype}; convert it first.")
+        raise ConfigurationError(
+            f"{what} takes float32, float16 or bfloat16, not {first.dtype}; convert it first."
+        )
     for other in tensors[1:]:
         if other.dtype != first.dtype or other.device != first.device:
             raise ConfigurationError(

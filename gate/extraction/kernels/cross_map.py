@@ -50,8 +50,8 @@ def head_mean_attention(
 ) -> tuple[Tensor, Tensor] | None:
     """`attention_with_map` for the arguments of torch's scaled_dot_product_attention; None for what it cannot take.
 
-    It cannot take causal attention, dropout, more than 128 keys, heads that share keys, a mask that differs between queries
-    or wants a gradient, and other than four dimensions of one dtype in float32, float16 or bfloat16.
+    It cannot take causal attention, dropout, more than 128 keys, heads that share keys, a mask that differs between
+    queries or wants a gradient, and other than four dimensions of one dtype in float32, float16 or bfloat16.
     """
     tensors = (query, key, value)
     if is_causal or dropout_p > 0 or any(t.ndim != 4 for t in tensors):
@@ -74,7 +74,7 @@ def head_mean_attention(
 
 
 def _per_head(mask: Tensor, b: int, heads: int, m: int) -> Tensor | None:
-    """A mask that broadcasts to (b, heads, n, m) as (b, heads, m); None where queries differ, or a gradient is wanted."""
+    """A mask that broadcasts to (b, heads, n, m) as (b, heads, m); None where queries differ or it has a gradient."""
     if mask.requires_grad or mask.ndim > 4:
         return None
     mask = mask[(None,) * (4 - mask.ndim)]
@@ -100,7 +100,7 @@ def _shape(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int]:
         )
     if not 1 <= k.shape[2] <= MOST_KEYS:
         raise ConfigurationError(
-            f"Attention with its map takes 1 to {MOST_KEYS} keys, not {k.shape[2]}; compute the map beside the attention."
+            f"Attention with its map takes 1 to {MOST_KEYS} keys, not {k.shape[2]}; compute the map beside attention."
         )
     b, heads, n, d = q.shape
     return b, heads, n, d

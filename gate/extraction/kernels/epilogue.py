@@ -1,4 +1,4 @@
-"""From an activation to a stored feature: resample, project, normalise, cast and lay out, in one pass over the activation."""
+"""From an activation to a stored feature in one pass: resample, project, normalise, cast and lay out."""
 
 from __future__ import annotations
 
@@ -24,17 +24,21 @@ def feature_epilogue(
     """matrix (x - mean) of the resampled x, of length 1, in `dtype`; what is not asked for is left out.
 
     x: (b, c, h, w), float32, float16 or bfloat16, any strides.
-    cells: side of the grid afterwards, 0 for x's own. Cells are averages over their area (torch's adaptive_avg_pool2d, and
-    so its interpolate(mode="area")); with bilinear, torch's interpolate(mode="bilinear", align_corners=False,
-    antialias=False). cells=1 is the mean over all positions.
-    matrix: (d, c), mean: (c,), float32, on x's device. normalise: length 1 over channels, at each position; zeros stay zeros.
+    cells: side of the grid afterwards, 0 for x's own. Cells are averages over their area (torch's
+    adaptive_avg_pool2d, and so its interpolate(mode="area")); with bilinear, torch's interpolate(mode="bilinear",
+    align_corners=False, antialias=False). cells=1 is the mean over all positions.
+    matrix: (d, c), mean: (c,), float32, on x's device. normalise: length 1 over channels, at each position; zeros
+    stay zeros.
 
-    Returns (b, d, h, w), or with tokens (b, h w, d), contiguous. All arithmetic is float32; on a GPU, the projection of a
-    half rounds its factors to 11 bits, as many as float16 has. It has no gradient. Raises ConfigurationError for other shapes, dtypes or devices.
+    Returns (b, d, h, w), or with tokens (b, h w, d), contiguous. All arithmetic is float32; on a GPU, the projection
+    of a half rounds its factors to 11 bits, as many as float16 has. It has no gradient. Raises ConfigurationError for
+    other shapes, dtypes or devices.
     """
     check_tensors("a feature's epilogue", x)
     if x.ndim != 4 or not x.shape[1] * x.shape[2] * x.shape[3] or cells < 0:
-        raise ConfigurationError(f"A feature's epilogue takes (b, c, h, w) and a grid, not {tuple(x.shape)} and {cells}.")
+        raise ConfigurationError(
+            f"A feature's epilogue takes (b, c, h, w) and a grid, not {tuple(x.shape)} and {cells}."
+        )
     if dtype not in DTYPES:
         raise ConfigurationError(f"A feature is stored in float32, float16 or bfloat16, not {dtype}.")
     _check_projection(x, matrix, mean)
@@ -100,8 +104,8 @@ _epilogue = torch.library.custom_op(
     "gate::epilogue",
     _reference,
     mutates_args=(),
-    schema="(Tensor x, Tensor? matrix, Tensor? mean, int cells, bool bilinear, bool normalise, ScalarType dtype, bool tokens) "
-    "-> Tensor",
+    schema="(Tensor x, Tensor? matrix, Tensor? mean, int cells, bool bilinear, bool normalise, "
+    "ScalarType dtype, bool tokens) -> Tensor",
 )
 
 

@@ -1,10 +1,12 @@
 """Self-attention maps, pooled over the grid, without the map itself ever being there.
 
-A 64x64 grid has 16.8 million softmax weights a head; pooled 4x4 on both sides there are 65,536. So the softmax is made twice:
-first only each query's largest logit and its sum of exponentials, then the weights again, summed into their cells.
+A 64x64 grid has 16.8 million softmax weights a head; pooled 4x4 on both sides there are 65,536. So the softmax is
+made twice: first only each query's largest logit and its sum of exponentials, then the weights again, summed into
+their cells.
 Memory beside q, k and the result: 8 b heads n bytes on CUDA (the two float32 numbers of a query; kept apart, not as one
-log-sum-exp, because a large logit would leave no bits for the logarithm), against 4 b heads n^2 of the map. On the CPU, the
-weights of a few rows of cells of one image: 4 heads n bytes for each query of these rows, about 64 MiB or one row of cells.
+log-sum-exp, because a large logit would leave no bits for the logarithm), against 4 b heads n^2 of the map. On the
+CPU, the weights of a few rows of cells of one image: 4 heads n bytes for each query of these rows, 64 MiB in all or one
+row of cells.
 """
 
 from __future__ import annotations
@@ -32,15 +34,20 @@ def pooled_self_map(
     """Softmax weights of self-attention, averaged over queries in pool x pool cells and summed over keys in theirs.
 
     q, k: (b, heads, n, d), float32, float16 or bfloat16, any strides; n = grid[0] * grid[1], row by row.
-    pool, pool_keys: side of a cell, in positions; keys take that of queries unless given. Where a side of the grid is no
-    multiple, the last cells are smaller. scale: 1 / sqrt(d) unless given.
+    pool, pool_keys: side of a cell, in positions; keys take that of queries unless given. Where a side of the grid is
+    no multiple, the last cells are smaller. scale: 1 / sqrt(d) unless given.
 
-    Returns (b, heads, cells, cells of keys) in float32, (b, 1, ...) for the mean over heads. Every row sums to 1. It has no
-    gradient: asking for one raises. Raises ConfigurationError for other shapes, dtypes or devices.
+    Returns (b, heads, cells, cells of keys) in float32, (b, 1, ...) for the mean over heads. Every row sums to 1. It
+    has no gradient: asking for one raises. Raises ConfigurationError for other shapes, dtypes or devices.
     """
     check_tensors("a pooled self-map", q, k)
     height, width = grid
-    if q.ndim != 4 or q.shape != k.shape or q.shape[2] != height * width or not q.shape[1] * q.shape[2] * q.shape[3]:
+    if (
+        q.ndim != 4
+        or q.shape != k.shape
+        or q.shape[2] != height * width
+        or not q.shape[1] * q.shape[2] * q.shape[3]
+    ):
         raise ConfigurationError(
             f"A pooled self-map takes q and k (b, heads, n, d) with n = {height} * {width}, the grid, "
             f"not {tuple(q.shape)} and {tuple(k.shape)}."
@@ -69,7 +76,9 @@ def _reference(
         keys = k[i].float().transpose(1, 2).contiguous()
         queries = q[i].float().unflatten(1, (height, width))  # type: ignore[no-untyped-call]
         slabs = [
-            _pooled(part.flatten(1, 2) @ keys * scale, (part.shape[1], width), (height, width), pool, pool_keys)
+            _pooled(
+                part.flatten(1, 2) @ keys * scale, (part.shape[1], width), (height, width), pool, pool_keys
+            )
             for part in queries.split(step, 1)
         ]
         weights = torch.cat(slabs, 1)  # (heads, cells, cells of keys)
@@ -77,7 +86,9 @@ def _reference(
     return out
 
 
-def _pooled(logits: Tensor, rows: tuple[int, int], grid: tuple[int, int], pool: int, pool_keys: int) -> Tensor:
+def _pooled(
+    logits: Tensor, rows: tuple[int, int], grid: tuple[int, int], pool: int, pool_keys: int
+) -> Tensor:
     """(heads, queries of some rows, n) -> (heads, cells, cells of keys)."""
     heads = logits.shape[0]
     weights = logits.softmax(-1).reshape(-1, 1, *grid)
@@ -91,7 +102,8 @@ _self_map = torch.library.custom_op(
     "gate::self_map",
     _reference,
     mutates_args=(),
-    schema="(Tensor q, Tensor k, int height, int width, int pool, int pool_keys, float scale, bool head_mean) -> Tensor",
+    schema="(Tensor q, Tensor k, int height, int width, int pool, int pool_keys, float scale, "
+    "bool head_mean) -> Tensor",
 )
 
 

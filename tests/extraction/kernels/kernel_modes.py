@@ -1,7 +1,7 @@
-"""What the comparisons in this folder run: the PyTorch references, or Triton's programs under its interpreter or on a GPU.
+"""What the comparisons in this folder run: PyTorch's references, or Triton's programs, interpreted or on a GPU.
 
-The default is the references, on the CPU. `test_kernels_apart.py` starts a process for each of the others, with KERNELS_ON set:
-Triton decides at its import whether it interprets.
+The default is the references, on the CPU. `test_kernels_apart.py` starts a process for each of the others, with
+KERNELS_ON set: Triton decides at its import whether it interprets.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The comparisons of this folder again, on Triton's programs: under the interpreter, and on a GPU where there is one."""
+"""The comparisons of this folder again, on Triton's programs: under the interpreter, and on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from kernel_modes import MODE
 
 HERE = Path(__file__).parent
-COMPARISONS = sorted(HERE.glob("test_kernels_*_map.py")) + [HERE / "test_kernels_epilogue.py"]
+COMPARISONS = [*sorted(HERE.glob("test_kernels_*_map.py")), HERE / "test_kernels_epilogue.py"]
 
 pytestmark = [
     pytest.mark.skipif(MODE != "reference", reason="this is the process that the others start"),
@@ -42,6 +42,8 @@ def test_under_the_interpreter() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the kernels ran under the interpreter only")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no CUDA device: the kernels ran under the interpreter only"
+)
 def test_on_the_gpu() -> None:
     compare(KERNELS_ON="cuda", TRITON_INTERPRET="0")

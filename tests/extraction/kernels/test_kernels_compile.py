@@ -73,7 +73,11 @@ def launch(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("stored", DTYPES, ids=str)
 def test_programs_compile(stored: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     recorders = []
-    for module, names in (("cross_map", ["_attend"]), ("self_map", ["_sums", "_cells"]), ("epilogue", ["_finish"])):
+    for module, names in (
+        ("cross_map", ["_attend"]),
+        ("self_map", ["_sums", "_cells"]),
+        ("epilogue", ["_finish"]),
+    ):
         programs = find_programs(module)
         for name in names:
             recorders.append(Recorder(getattr(programs, name)))

@@ -48,7 +48,9 @@ def test_odd_sizes(
 
 def test_strides(dtype: torch.dtype, draw: Draw, close: Close) -> None:
     q = draw(2, 37, 3, 80)[..., ::2].to(dtype).transpose(1, 2)  # heads within positions, every second channel
-    k = draw(1, 3, 40, 21).to(dtype).transpose(2, 3).expand(2, -1, -1, -1)  # channels first, one for all images
+    k = (
+        draw(1, 3, 40, 21).to(dtype).transpose(2, 3).expand(2, -1, -1, -1)
+    )  # channels first, one for all images
     v = draw(2, 3, 42, 40).to(dtype)[:, :, ::2]
     out, mean = attention_with_map(q, k, v)
     for got, expected in zip((out, mean), gold(q, k, v)):

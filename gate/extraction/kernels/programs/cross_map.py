@@ -1,6 +1,7 @@
-"""Cross attention with its head-mean map: a program owns a block of queries, walks the heads and keeps the map in registers.
+"""Cross attention with its head-mean map: a program owns a block of queries and walks the heads.
 
-No two programs write to one place and none adds atomically, so the same input gives the same bits.
+The map stays in registers until the last head. No two programs write to one place and none adds atomically, so the same
+input gives the same bits.
 """
 
 from __future__ import annotations
@@ -36,9 +37,13 @@ def _attend(
         for chunk in range(CHUNKS):
             lane = chunk * WIDTH + tl.arange(0, WIDTH)
             inside = lane < d
-            q_tile = tl.load(q + rows[:, None] * q_n + lane[None, :] * q_d, mask=here & inside[None, :], other=0.0)
+            q_tile = tl.load(
+                q + rows[:, None] * q_n + lane[None, :] * q_d, mask=here & inside[None, :], other=0.0
+            )
             k_tile = tl.load(
-                k + lane[:, None] * k_d + cols[None, :] * k_m, mask=inside[:, None] & valid[None, :], other=0.0
+                k + lane[:, None] * k_d + cols[None, :] * k_m,
+                mask=inside[:, None] & valid[None, :],
+                other=0.0,
             )
             s = tl.dot(q_tile, k_tile, s, input_precision=PRECISION)  # (ROWS, KEYS)
         s *= scale
@@ -56,7 +61,9 @@ def _attend(
             lane = chunk * WIDTH + tl.arange(0, WIDTH)
             inside = lane < d
             v_tile = tl.load(
-                v + cols[:, None] * v_m + lane[None, :] * v_d, mask=valid[:, None] & inside[None, :], other=0.0
+                v + cols[:, None] * v_m + lane[None, :] * v_d,
+                mask=valid[:, None] & inside[None, :],
+                other=0.0,
             )
             o = tl.dot(p.to(v_tile.dtype), v_tile, input_precision=PRECISION)
             tl.store(
@@ -72,8 +79,10 @@ def _attend(
     tl.store(mean + rows[:, None] * m + cols[None, :], total / heads, mask=here & valid[None, :])
 
 
-def launch(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, out: Tensor, mean: Tensor) -> None:
-    """Fill out (b, heads, n, d), any strides, and mean (b, n, m), float32 and contiguous. Shapes were checked before."""
+def launch(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, out: Tensor, mean: Tensor
+) -> None:
+    """Fill out (b, heads, n, d), any strides, and mean (b, n, m), float32, contiguous. Shapes were checked before."""
     refuse_bfloat16(_attend, [q.dtype])
     b, heads, n, d = q.shape
     m = k.shape[2]

@@ -1,7 +1,7 @@
 """The feature epilogue: a program owns a block of positions of an image and walks the channels.
 
-A projection is finished in registers. Without one, a length needs all channels before the first is written, so they are walked
-twice; the second time they come from the cache.
+A projection is finished in registers. Without one, a length needs all channels before the first is written, so they
+are walked twice; the second time they come from the cache.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOST_PROJECTED = 256
 
 @triton.jit
 def _tap(i, offset, size, cells, BILINEAR: tl.constexpr):
-    """Index of the offset-th source of target i, and its weight. In integers up to the last division: no rounding moves an index."""
+    """Index of the offset-th source of target i, and its weight. In integers, so that no rounding moves an index."""
     if BILINEAR:
         at = tl.maximum((2 * i + 1) * size - cells, 0)  # in units of 1 / (2 cells)
         first = at // (2 * cells)
@@ -82,7 +82,8 @@ def _finish(
         for start in range(0, channels, WIDTH):
             channel = start + tl.arange(0, WIDTH)
             value = _resampled(
-                x, rows, here, channel, channels, h, w, out_h, out_w, x_c, x_y, x_x, ROWS, WIDTH, TAPS_Y, TAPS_X, BILINEAR
+                x, rows, here, channel, channels, h, w, out_h, out_w, x_c, x_y, x_x,
+                ROWS, WIDTH, TAPS_Y, TAPS_X, BILINEAR,
             )  # fmt: skip
             if CENTRE:
                 value -= tl.load(mean + channel, mask=channel < channels, other=0.0)[None, :]
@@ -106,14 +107,16 @@ def _finish(
             for start in range(0, channels, WIDTH):
                 channel = start + tl.arange(0, WIDTH)
                 value = _resampled(
-                    x, rows, here, channel, channels, h, w, out_h, out_w, x_c, x_y, x_x, ROWS, WIDTH, TAPS_Y, TAPS_X, BILINEAR
+                    x, rows, here, channel, channels, h, w, out_h, out_w, x_c, x_y, x_x,
+                    ROWS, WIDTH, TAPS_Y, TAPS_X, BILINEAR,
                 )  # fmt: skip
                 square += tl.sum(value * value, 1)
             length = _length(square)
         for start in range(0, channels, WIDTH):
             channel = start + tl.arange(0, WIDTH)
             value = _resampled(
-                x, rows, here, channel, channels, h, w, out_h, out_w, x_c, x_y, x_x, ROWS, WIDTH, TAPS_Y, TAPS_X, BILINEAR
+                x, rows, here, channel, channels, h, w, out_h, out_w, x_c, x_y, x_x,
+                ROWS, WIDTH, TAPS_Y, TAPS_X, BILINEAR,
             )  # fmt: skip
             tl.store(
                 out + rows[:, None] * out_n + channel[None, :] * out_c,
@@ -155,7 +158,7 @@ def _projected(
     tokens = x.new_empty((x.shape[0], side[0] * side[1], x.shape[1]), dtype=torch.float32)
     _run(x, None, None, bilinear, False, side, tokens)
     y = (tokens if mean is None else tokens.sub_(mean)) @ matrix.T
-    return y.unflatten(1, side).permute(0, 3, 1, 2)  # type: ignore[no-untyped-call]
+    return y.unflatten(1, side).permute(0, 3, 1, 2)
 
 
 def _run(

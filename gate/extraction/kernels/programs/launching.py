@@ -15,7 +15,8 @@ def refuse_bfloat16(program: Any, dtypes: Iterable[torch.dtype]) -> None:
     """Raises ConfigurationError where Triton interprets on the CPU and bfloat16 is involved."""
     if torch.bfloat16 in dtypes and isinstance(program, InterpretedFunction):
         raise ConfigurationError(
-            "Triton's interpreter computes bfloat16 wrongly without saying so; use float32 or float16, or unset TRITON_INTERPRET."
+            "Triton's interpreter computes bfloat16 wrongly without saying so; "
+            "use float32 or float16, or unset TRITON_INTERPRET."
         )
 
 
@@ -27,8 +28,8 @@ def power_of_two(n: int, *, least: int = 16) -> int:
 def attention_tiles(d: int, dtype: torch.dtype) -> dict[str, Any]:
     """Queries in a tile, and how the d channels are cut: 16, 32 or 64 at a time, what pads least, the wider of two.
 
-    float32 is multiplied exactly, and so without tensor cores, out of registers: smaller tiles keep it from spilling them, which
-    the assembler reports.
+    float32 is multiplied exactly, and so without tensor cores, out of registers: smaller tiles keep it from spilling
+    them, which the assembler reports.
     """
     exact = dtype == torch.float32
     widths = (32,) if exact else (64, 32)
@@ -38,5 +39,5 @@ def attention_tiles(d: int, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How products are made: float32 is to keep its bits, halves lose none, or as few as they had, on the tensor cores."""
+    """How products are made: float32 is to keep its bits; of halves, tensor cores keep all, of what they became 11."""
     return "ieee" if dtype == torch.float32 else "tf32"

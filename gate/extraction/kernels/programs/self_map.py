@@ -1,7 +1,8 @@
 """Pooled self-attention maps in two passes: each query's largest logit and sum, then the weights, added up by cell.
 
-In the second pass a program owns a tile of cells by cells of keys. It walks the members of a cell by their offset from its corner,
-so that one member of every cell of the tile is a plain tile of logits, and adds these up in registers.
+In the second pass a program owns a tile of cells by cells of keys. It walks the members of a cell by their offset
+from its corner, so that one member of every cell of the tile is a plain tile of logits, and adds these up in
+registers.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def _sums(
     for start in range(0, n, COLS):
         cols = start + tl.arange(0, COLS)
         valid = cols < n
-        s = _logits(q, k, rows, cols, here, valid, d, scale, q_n, q_d, k_n, k_d, ROWS, COLS, WIDTH, CHUNKS, PRECISION)
+        s = _logits(
+            q, k, rows, cols, here, valid, d, scale, q_n, q_d, k_n, k_d, ROWS, COLS, WIDTH, CHUNKS, PRECISION
+        )
         s = tl.where(valid[None, :], s, float("-inf"))
         new = tl.maximum(largest, tl.max(s, 1))
         total = total * tl.exp(largest - new) + tl.sum(tl.exp(s - new[:, None]), 1)
@@ -97,7 +100,23 @@ def _cells(
                 key, valid = _member(cols, j, height, width, key_across, POOL_KEYS)
                 valid = valid & (cols < key_cells)
                 s = _logits(
-                    q, k, query, key, here, valid, d, scale, q_n, q_d, k_n, k_d, ROWS, COLS, WIDTH, CHUNKS, PRECISION
+                    q,
+                    k,
+                    query,
+                    key,
+                    here,
+                    valid,
+                    d,
+                    scale,
+                    q_n,
+                    q_d,
+                    k_n,
+                    k_d,
+                    ROWS,
+                    COLS,
+                    WIDTH,
+                    CHUNKS,
+                    PRECISION,
                 )
                 weights = tl.exp(s - largest[:, None]) * share[:, None]
                 acc += tl.where(here[:, None] & valid[None, :], weights, 0.0)
