@@ -84,6 +84,7 @@ class _Graph:
         t = backbone.schedule.told(request.t_condition[rows]).to(backbone.device)
         given = request.conditioning.rows(rows).replace(prompts=())
         made = self.run(x, t, given, _Nothing())
+        self.seen.clear()  # what is there when a call begins is part of what was compiled for
         grid = (int(x.shape[-2]), int(x.shape[-1]))
         return {layer: as_map(value, grid)[:n] for layer, value in zip(self.layers, made, strict=True)}
 

@@ -124,7 +124,7 @@ def prepare(config: ExtractConfig, log: Log = lambda _: None) -> Asked:
         dtype=config.save_dtype,
     )
     source = _source(config)
-    names = list(source.techniques) if source else select_techniques(config.techniques or (VANILLA,))
+    names = list(source.techniques) if source else _names(config.techniques)
     ran: dict[str, Any] = dict(read_run(source.path)["config"]) if source else {}
     folder, data = _place(config, ran)
     if folder:
@@ -157,6 +157,13 @@ def prepare(config: ExtractConfig, log: Log = lambda _: None) -> Asked:
     where = default_folder()
     cache = LatentCache(where, backbone, log=log) if config.cache else None
     return Asked(config, command_of(config), work, images, first, cache, where.parent, source)
+
+
+def _names(asked: tuple[str, ...]) -> list[str]:
+    """Of techniques that are there; the plain backbone is none, and can be named all the same."""
+    others = [name for name in asked if name != VANILLA]
+    plain = [VANILLA] if len(others) < len(asked) or not asked else []
+    return [*plain, *(select_techniques(others) if others else [])]
 
 
 def _source(config: ExtractConfig) -> Source | None:
