@@ -209,11 +209,11 @@ class CutResponse(Response):
         object.__setattr__(self, "features", features)
 
     @property
-    def prediction(self) -> Tensor:  # type: ignore[override]
+    def prediction(self) -> Tensor:
         raise WholeNeeded
 
     @property
-    def x0(self) -> Tensor:  # type: ignore[override]
+    def x0(self) -> Tensor:
         raise WholeNeeded
 
     def with_(self, **changes: Any) -> Response:

@@ -55,7 +55,9 @@ class _Graph:
     def __init__(self, backbone: Any, layers: tuple[str, ...], options: Mapping[str, Any]) -> None:
         self.backbone, self.layers, self.batch = backbone, layers, 0
         places = [backbone.layer_paths[layer] for layer in layers]
-        maps = [k for k, place in zip(layers, places, strict=True) if is_map(place) or place == f":{MEAN_MAP}"]
+        maps = [
+            k for k, place in zip(layers, places, strict=True) if is_map(place) or place == f":{MEAN_MAP}"
+        ]
         if maps:
             raise ConfigurationError(f"{maps[0]} is a map; maps are not compiled.")
         if not hasattr(backbone.denoiser, "down_blocks"):
@@ -82,6 +84,7 @@ class _Graph:
         t = backbone.schedule.told(request.t_condition[rows]).to(backbone.device)
         given = request.conditioning.rows(rows).replace(prompts=())
         made = self.run(x, t, given, _Nothing())
+        self.seen.clear()  # what is there when a call begins is part of what was compiled for
         grid = (int(x.shape[-2]), int(x.shape[-1]))
         return {layer: as_map(value, grid)[:n] for layer, value in zip(self.layers, made, strict=True)}
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gate.cli.cache import cache
 from gate.cli.check import check
 from gate.cli.describe import describe
 from gate.cli.doctor import doctor
@@ -67,6 +68,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "check": check,
     "fit": fit,
     "download": download,
+    "cache": cache,
     "schema": schema,
     "doctor": doctor,
 }
@@ -82,6 +84,7 @@ _SHORT = {
     "check": "Test a technique against the contract.",
     "fit": "Fit a LoRA or a ControlNet to your images.",
     "download": "Fetch a model into the hub's cache.",
+    "cache": "Show or clear the latents that are kept.",
     "schema": "Print the JSON Schema of results.json.",
     "doctor": "Look at this installation, and say what to do.",
 }

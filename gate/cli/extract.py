@@ -63,6 +63,9 @@ def extract(
         int | None, flag("Average-pool to N x N; 0 keeps the native resolution.", "0", "N")
     ] = None,
     resize: Annotated[int | None, flag("Resize to N x N; 0 keeps the native resolution.", "0", "N")] = None,
+    vector: Annotated[
+        bool | None, typer.Option("--vector", help="The mean over all positions, (n, c). [default: False]")
+    ] = None,
     normalise: Annotated[
         bool | None, typer.Option("--normalise", help="Length 1 over channels. [default: False]")
     ] = None,

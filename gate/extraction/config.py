@@ -64,6 +64,7 @@ class ExtractConfig(BaseModel):
     layout: str = "safetensors"
     pool: int = Field(0, ge=0)
     resize: int = Field(0, ge=0)
+    vector: bool = False
     normalise: bool = False
     project: int = Field(0, ge=0)
     projection: Literal["pca", "random"] = "pca"

@@ -31,7 +31,7 @@ Features = dict[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What is extracted: techniques, fitted, by name; layers; one timestep and noise seed; what is made of a feature.
+    """What is extracted: techniques, fitted, by name; layers; a timestep of each, one noise seed; the epilogue.
 
     maps: those layers that are attention maps. states: the epilogue's projections, by technique.
     """
@@ -39,7 +39,7 @@ class Work:
     backbone: Backbone
     techniques: Mapping[str, Technique]
     layers: tuple[str, ...]
-    timestep: int
+    timesteps: Mapping[str, int]
     seed: int
     epilogue: Epilogue
     maps: frozenset[str] = frozenset()
@@ -58,7 +58,7 @@ def features_of(
         work.backbone,
         technique,
         samples,
-        (work.timestep,),
+        (work.timesteps[name],),
         (work.seed,),
         work.layers,
         batch,
@@ -87,8 +87,8 @@ def running(backbone: Backbone, setting: Setting) -> Iterator[None]:
     """The backbone laid out, compiled and threaded by a setting, for a while."""
     threads = torch.get_num_threads()
     torch.set_num_threads(setting.threads)
-    memory: Any = torch.channels_last if setting.channels_last else torch.contiguous_format
-    backbone.denoiser.to(memory_format=memory)
+    denoiser: Any = backbone.denoiser
+    denoiser.to(memory_format=torch.channels_last if setting.channels_last else torch.contiguous_format)
     try:
         if setting.compiled:
             from gate.backbones.compiled import compiled
@@ -98,7 +98,7 @@ def running(backbone: Backbone, setting: Setting) -> Iterator[None]:
         else:
             yield
     finally:
-        backbone.denoiser.to(memory_format=torch.contiguous_format)
+        denoiser.to(memory_format=torch.contiguous_format)
         torch.set_num_threads(threads)
 
 

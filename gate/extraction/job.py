@@ -190,7 +190,7 @@ def _extract(asked: Asked, output: Path, progress: Progress, log: Log) -> Extrac
         total = len(asked.images) * len(names)
         done = total - sum(rows[k] for k in todo for name in names if k in missing[name])
         count = _Count(progress, done, total)
-        job = _Chunks(work, writers, missing, asked.images, setting, asked.cache)
+        job = _Chunks(work, writers, missing, asked.images, setting, asked.first, asked.cache)
         began = time.perf_counter()
         with running(work.backbone, setting):
             over_processes(todo, job, setting, count)
@@ -227,6 +227,7 @@ class _Chunks:
     missing: Mapping[str, set[int]]
     images: Images
     setting: Setting
+    first: SampleSet
     cache: LatentCache | None
 
     def __call__(self, chunks: Iterator[int], tick: Callable[[int], None]) -> None:
@@ -237,7 +238,9 @@ class _Chunks:
         with contextlib.ExitStack() as opened:
             behind = {n: opened.enter_context(AsyncWriter(w)) for n, w in self.writers.items()}
             for k, (samples, skipped) in ahead(chunks, lambda k: self.images.read(first.rows(k))):
-                for name, features in self._techniques(k, SampleSet(tuple(samples), name="images")):
+                for name, features in self._techniques(
+                    k, dataclasses.replace(self.first, samples=tuple(samples))
+                ):
                     behind[name].put(k, [sample.source for sample in samples], features, skipped)
                     tick(len(samples) + len(skipped))
 

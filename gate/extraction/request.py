@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,15 +17,19 @@ from gate.backbone import Backbone, is_map
 from gate.backbones import load_backbone, resolve_layers
 from gate.backbones.load import choose_device
 from gate.data.named import DEFAULT, find_data, load_data
+from gate.data.sidecars import check_folder
 from gate.errors import ConfigurationError
+from gate.extraction.cache_folder import default_folder
 from gate.extraction.config import ExtractConfig, command_of
 from gate.extraction.engine import Work
 from gate.extraction.epilogue import Epilogue
 from gate.extraction.images import open_images
-from gate.extraction.latents import LatentCache, cache_folder
+from gate.extraction.latents import LatentCache
+from gate.extraction.layouts import make_layout
 from gate.extraction.plan import Setting, dtype_of
 from gate.extraction.source import Source, open_source
 from gate.registry import create_technique, select_techniques
+from gate.runs.directory import read_run
 from gate.sample import Sample, SampleSet
 from gate.technique import Technique
 
@@ -31,7 +37,7 @@ if TYPE_CHECKING:
     Log = Callable[[str], None]
 
 TRIED = 64  # images that settings are timed on, projections and techniques learned from
-TIMESTEP, LAYERS = 50, ("paper",)
+TIMESTEP, LAYERS, SAMPLES = 50, ("paper",), 32
 VANILLA = "vanilla"
 
 
@@ -50,19 +56,20 @@ class Images(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class NamedImages:
-    """Samples of a named data set, `source` being their key."""
+    """Samples of a named data set, by number."""
 
     samples: SampleSet
 
-    @property
+    @functools.cached_property
     def keys(self) -> tuple[str, ...]:
-        return tuple(s.source for s in self.samples)
+        return tuple(f"{self.samples.name}-{i:06d}" for i in range(len(self.samples)))
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def read(self, rows: slice) -> tuple[list[Sample], list[tuple[str, str]]]:
-        return list(self.samples[rows]), []
+        chosen = range(len(self))[rows]
+        return [dataclasses.replace(self.samples[i], source=self.keys[i]) for i in chosen], []
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +94,11 @@ class Asked:
             "settings": technique.settings,
             "state": _digest(technique.state()),
             "layers": list(work.layers),
-            "timestep": work.timestep,
+            "timestep": work.timesteps[name],
             "seed": work.seed,
             "backbone": {
                 "name": backbone.name,
-                "revision": self.source.revision if self.source else self.config.revision,
+                "revision": self.source.backbone.get("revision") if self.source else self.config.revision,
                 "family": backbone.family,
                 "image_size": backbone.image_size,
                 "weights": backbone.fingerprint(),
@@ -106,74 +113,98 @@ class Asked:
 
 def prepare(config: ExtractConfig, log: Log = lambda _: None) -> Asked:
     """Raises UsageError, ConfigurationError, MissingWeightsError, UnsuitableError, IncomparableError."""
-    source = (
-        open_source(Path(config.run), top=config.top or 1, techniques=config.techniques)
-        if config.run
-        else None
+    make_layout(config.layout).holds(config.save_dtype)
+    epilogue = Epilogue(
+        pool=config.pool,
+        resize=config.resize,
+        vector=config.vector,
+        normalise=config.normalise,
+        project=config.project,
+        projection=config.projection,
+        dtype=config.save_dtype,
     )
-    names = list(source.names) if source else select_techniques(config.techniques or (VANILLA,))
-    if not source and config.images is None:
-        find_data(config.data or DEFAULT)
+    source = _source(config)
+    names = list(source.techniques) if source else _names(config.techniques)
+    ran: dict[str, Any] = dict(read_run(source.path)["config"]) if source else {}
+    folder, data = _place(config, ran)
+    if folder:
+        check_folder(folder, captions=config.captions)
+    else:
+        find_data(data)
     log(f"loading {source.backbone['name'] if source else config.backbone or 'tiny'}")
     backbone = _backbone(config, source)
     if source:
         source.check(backbone)
     layers = resolve_layers(config.layers or (source.layers if source else LAYERS), backbone.layer_paths)
     backbone.calibrate(layers)
-    timestep = config.timestep or (source.timestep if source else TIMESTEP)
-    backbone.schedule.check(timestep)
-    images = _images(config, source, backbone.image_size)
-    first = _first(images)
+    timesteps = dict(source.timesteps) if source else dict.fromkeys(names, config.timestep or TIMESTEP)
+    for timestep in timesteps.values():
+        backbone.schedule.check(timestep)
+    images: Images
+    if folder:
+        images = open_images(
+            folder, size=backbone.image_size, captions=config.captions or ran.get("captions")
+        )
+    else:
+        n = config.samples or ran.get("samples", SAMPLES)
+        images = NamedImages(load_data(data, n=n, size=backbone.image_size, seed=ran.get("seed", 0)))
+    classes = source.classes if source else ()
+    first = _first(images, classes)
     techniques = {name: _technique(name, source, backbone, first) for name in names}
-    epilogue = Epilogue(
-        pool=config.pool,
-        resize=config.resize,
-        normalise=config.normalise,
-        project=config.project,
-        projection=config.projection,
-        dtype=config.save_dtype,
-    )
     maps = frozenset(layer for layer in layers if is_map(backbone.layer_paths[layer]))
     seed = config.seed if config.seed is not None else (source.seed if source else 0)
-    work = Work(backbone, techniques, layers, timestep, seed, epilogue, maps)
-    cache = LatentCache(cache_folder() / "latents", backbone) if config.cache else None
-    return Asked(config, command_of(config), work, images, first, cache, cache_folder() / "settings", source)
+    work = Work(backbone, techniques, layers, timesteps, seed, epilogue, maps)
+    where = default_folder()
+    cache = LatentCache(where, backbone, log=log) if config.cache else None
+    return Asked(config, command_of(config), work, images, first, cache, where.parent, source)
+
+
+def _names(asked: tuple[str, ...]) -> list[str]:
+    """Of techniques that are there; the plain backbone is none, and can be named all the same."""
+    others = [name for name in asked if name != VANILLA]
+    plain = [VANILLA] if len(others) < len(asked) or not asked else []
+    return [*plain, *(select_techniques(others) if others else [])]
+
+
+def _source(config: ExtractConfig) -> Source | None:
+    if config.run is None:
+        return None
+    top = 0 if config.techniques else config.top or 1
+    return open_source(config.run, top=top, techniques=config.techniques, timestep=config.timestep)
+
+
+def _place(config: ExtractConfig, ran: dict[str, Any]) -> tuple[str, str]:
+    """The images' folder, or "" and the name of a data set: as asked, else those of the run."""
+    if config.images or config.data:
+        return config.images or "", config.data or ""
+    return ran.get("images") or "", ran.get("data") or DEFAULT
 
 
 def _backbone(config: ExtractConfig, source: Source | None) -> Backbone:
-    device = choose_device(config.device)
-    given: dict[str, Any] = (
-        dict(source.backbone)
-        if source
-        else {
-            "name": config.backbone or "tiny",
-            "revision": config.revision,
-            "pipeline": config.pipeline,
-            "image_size": config.image_size,
-        }
-    )
-    asked = (
-        config.dtype if config.dtype != "auto" or config.precision == "fast" else given.pop("dtype", "auto")
-    )
-    given = {k: v for k, v in given.items() if k in ("name", "revision", "pipeline", "image_size")}
+    given: dict[str, Any] = {
+        "name": config.backbone or "tiny",
+        "revision": config.revision,
+        "pipeline": config.pipeline,
+        "image_size": config.image_size,
+        "dtype": "auto",
+        "device": config.device,
+        "offload": config.offload,
+    }
+    if source:
+        given |= source.backbone
+        given |= {"device": config.device if config.device != "auto" else given["device"]}
+        given |= {"offload": config.offload or given["offload"]}
+    asked = config.dtype if config.dtype != "auto" or config.precision == "fast" else given["dtype"]
     return load_backbone(
-        **given, device=str(device), dtype=dtype_of(config.precision, device, asked), offload=config.offload
+        **given | {"dtype": dtype_of(config.precision, choose_device(given["device"]), asked)}
     )
 
 
-def _images(config: ExtractConfig, source: Source | None, size: int) -> Images:
-    if config.images or (source and source.images and not config.data):
-        return open_images(str(config.images or source.images), size=size, captions=config.captions)  # type: ignore[union-attr]
-    name = config.data or (source.data if source else DEFAULT) or DEFAULT
-    n = config.samples or (source.samples if source else 32)
-    return NamedImages(load_data(name, n=n, size=size, seed=source.data_seed if source else 0))
-
-
-def _first(images: Images) -> SampleSet:
+def _first(images: Images, classes: tuple[str, ...]) -> SampleSet:
     samples, _ = images.read(slice(0, min(TRIED, len(images))))
     if not samples:
         raise ConfigurationError(f"None of the first {TRIED} images can be read; repair or remove them.")
-    return SampleSet(tuple(samples), name="images")
+    return SampleSet(tuple(samples), name="images", classes=classes)
 
 
 def _technique(name: str, source: Source | None, backbone: Backbone, first: SampleSet) -> Technique:
@@ -183,7 +214,7 @@ def _technique(name: str, source: Source | None, backbone: Backbone, first: Samp
     technique = source.technique(name) if source else create_technique(name)
     visible = technique.visible(first)
     technique.check(backbone, visible)
-    if not source or not technique.state():
+    if not source:
         technique.fit(backbone, visible)
     return technique
 

@@ -21,8 +21,9 @@ def explanation(asked: Asked, work: Work, choice: Choice, one: Mapping[str, Tens
     backbone, n = work.backbone, len(asked.images)
     dtype = str(backbone.dtype).removeprefix("torch.")
     names = ", ".join(work.techniques)
+    levels = ", ".join(str(t) for t in dict.fromkeys(work.timesteps.values()))
     lines = [
-        f"{n} images through {names} on {backbone.name} at t = {work.timestep} ({backbone.device}, {dtype})",
+        f"{n} images through {names} on {backbone.name} at t = {levels} ({backbone.device}, {dtype})",
         f"{choice.setting}: {choice.reason}",
         f"processor: {processor()}",
     ]

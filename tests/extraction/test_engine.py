@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from gate.extraction.epilogue import Epilogue
 
 from gate.backbone import Backbone
 from gate.backbones import load_backbone
 from gate.data import load_data
 from gate.errors import ConfigurationError, UsageError
 from gate.extraction.engine import Work, ahead, features_of, over_processes, running
+from gate.extraction.epilogue import Epilogue
 from gate.extraction.plan import Setting, cost_of, dtype_of, usual_setting
 from gate.registry import create_technique
 from gate.sample import SampleSet
@@ -27,7 +27,7 @@ TWO = Setting(4, processes=2, threads=1)
 
 def work_of(backbone: Backbone, *names: str, layers: tuple[str, ...] = ("up1",)) -> Work:
     techniques = {name: create_technique(name) if name != "vanilla" else Technique() for name in names}
-    return Work(backbone, techniques, layers, 50, 0, Epilogue())
+    return Work(backbone, techniques, layers, dict.fromkeys(techniques, 50), 0, Epilogue())
 
 
 @pytest.mark.parametrize("setting", [Setting(4), TWO])
@@ -137,7 +137,9 @@ def test_a_compiled_forward_is_cut_and_gives_the_same(scenes: SampleSet, tmp_pat
         with compiled(backbone, backend=aot_autograd(fw_compiler=count, inference_compiler=count)):
             made = backbone.reach(request, layers)
             fewer = backbone.reach(backbone.batch(samples[:2]).request(50, 0), layers)
-        assert "reach" not in vars(backbone) and torch.equal(backbone.reach(request, layers)["up0"], plain["up0"])
+        assert "reach" not in vars(backbone) and torch.equal(
+            backbone.reach(request, layers)["up0"], plain["up0"]
+        )
     assert set(made) == set(layers) and all(torch.equal(made[k], plain[k]) for k in layers)
     assert all(torch.equal(fewer[k], plain[k][:2]) for k in layers)
     assert len(convolutions) == 1, "a last, smaller batch is not compiled for"

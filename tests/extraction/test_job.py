@@ -56,13 +56,13 @@ def test_a_store_holds_the_numbers_of_extract_under_the_files_names(
     features = gate.load_features(store)
     assert len(features) == 10 and set(features.layers) == {"up1", "attention"}
     names = sorted([f"a/{i}.png" for i in range(5)] + [f"b/{i}.png" for i in range(5, 10)])
-    assert list(features.names) == names and features.skipped[0][0] == "b/broken.png"
+    assert list(features.names) == names and list(features.skipped) == ["b/broken.png"]
     samples = load_data("scenes-held-out", n=10, size=64).samples
     wanted = tiny.extract(samples, layers=["up1", "attention"], technique="prompt", timestep=50)
     for i in (0, 7):
         found = features[f"{'a' if i < 5 else 'b'}/{i}.png"]
         for layer, value in found.items():
-            torch.testing.assert_close(value, wanted[layer][i], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(value, wanted[layer][i], rtol=1e-4, atol=1e-5)
     assert "broken.png" in done.output and "images/s" in done.output
     again = run("--images", folder, "--technique", "prompt", "--layers", "up1,attention", "--output", store)
     assert again.exit_code == 0 and "10 images" in again.stdout
@@ -85,7 +85,7 @@ def test_processes_batches_and_shards_change_no_bit(folder: Path, tmp_path: Path
     one, two = gate.load_features(tmp_path / "one"), gate.load_features(tmp_path / "two")
     assert list(one.names) == list(two.names)
     for i in range(10):
-        torch.testing.assert_close(one[i]["up1"], two[i]["up1"], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(one[i]["up1"], two[i]["up1"], rtol=1e-4, atol=1e-5)
 
 
 def test_latents_are_kept_for_the_next_time_and_change_no_bit(
@@ -181,7 +181,7 @@ def test_a_run_says_technique_state_layers_timestep_and_images(
     assert found.asked["timestep"] == 50 and found.asked["layers"] == ["up0", "up1"] and len(found) == 10
     samples = load_data("scenes-held-out", n=10, size=64).samples
     wanted = tiny.extract(samples, layers=["up0", "up1"], technique="prompt", timestep=50)
-    torch.testing.assert_close(found["a/3.png"]["up1"], wanted["up1"][3], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found["a/3.png"]["up1"], wanted["up1"][3], rtol=1e-4, atol=1e-5)
 
 
 def test_the_command_that_a_screening_prints_works_as_printed(
@@ -273,7 +273,7 @@ def test_the_epilogue_and_its_projection_are_in_the_store(folder: Path, tmp_path
     value = features[0]["up2"]
     assert value.shape == (6, 4, 4) and value.dtype == torch.float16
     torch.testing.assert_close(value.float().norm(dim=0), torch.ones(4, 4), rtol=2e-3, atol=2e-3)
-    assert features.projection() is not None
+    assert features.projection is not None
     assert features.asked["epilogue"]["project"] == 6
 
 

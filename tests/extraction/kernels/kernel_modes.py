@@ -6,6 +6,7 @@ KERNELS_ON set: Triton decides at its import whether it interprets.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import torch
@@ -24,6 +25,13 @@ RUNS = 0 if MODE == "reference" else 1  # how often a call runs Triton's program
 def take_cpu_tensors_for_cuda() -> None:
     """Under the interpreter, CPU tensors go the way of CUDA tensors."""
     assert os.environ.get("TRITON_INTERPRET") == "1"
+    from triton.runtime.interpreter import interpreter_builder
+
+    # a third of the time goes into looking for overflows of indices, which sizes like these cannot have
+    if hasattr(interpreter_builder.options, "sanitize_overflow"):
+        interpreter_builder.options = dataclasses.replace(
+            interpreter_builder.options, sanitize_overflow=False
+        )
     cross_map._cross_map.register_kernel("cpu")(cross_map._on_cuda)
     self_map._self_map.register_kernel("cpu")(self_map._on_cuda)
     epilogue._epilogue.register_kernel("cpu")(epilogue._on_cuda)
