@@ -34,10 +34,6 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 is its own choice")
     parser.add_argument("--output", type=Path, default=FOLDER)
-    parser.add_argument("--peer", type=Path, action="append", default=[], metavar="CHECKOUT",
-                        help="a checkout of DIFT or generic-diffusion-feature; may be given twice")  # fmt: skip
-    parser.add_argument("--peer-python", default=sys.executable, metavar="PYTHON",
-                        help="the interpreter of the environment that the peer asks for")  # fmt: skip
     return parser.parse_args(given)
 
 

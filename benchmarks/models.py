@@ -145,7 +145,7 @@ def converted(backbone: Backbone, dtype: str, *, channels_last: bool) -> Backbon
 
     logging.set_verbosity_error()  # it says of every cast that no module is to be left out
     made: Any = copy.copy(backbone)
-    made._prompts, made.dtype = {}, DTYPES[dtype]
+    made._prompts, made.dtype = type(made._prompts)(), DTYPES[dtype]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for part, module in vars(backbone).items():
         if isinstance(module, nn.Module):

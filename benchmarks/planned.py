@@ -41,9 +41,11 @@ class Planned:
             yield
 
     def __call__(self) -> Outputs:
+        with self.backbone.prompts_anew():  # those of an earlier repeat are not there
+            return self._passes(self.known if self.known is not None else self._latents())
+
+    def _passes(self, x0: Tensor) -> Outputs:
         job, found = self.job, {}
-        x0 = self.known if self.known is not None else self._latents()
-        self.backbone._prompts.clear()  # type: ignore[attr-defined]  # those of an earlier repeat
         for k, technique in enumerate(self.techniques):
             plan = Plan(
                 self.backbone,

@@ -299,7 +299,7 @@ class PipelineBackbone(Codec, Backbone):
             raise UsageError(
                 f"{self.name} brings its parts to {self.device} itself (offload); load it without."
             )
-        self.device, self._prompts = device, {}
+        self.device, self._prompts = device, Prompts()
         self._place()
 
     def _place(self) -> None:

@@ -190,6 +190,12 @@ def test_it_follows_to_and_refuses_another_dtype(tiny: Backbone) -> None:
     assert {p.device.type for p in moved.parameters()} == {"meta"}
 
 
+def test_a_backbone_that_was_moved_goes_on(tiny: Backbone, scenes: SampleSet) -> None:
+    before = FeatureExtractor(tiny, layers="up1")(floats(scenes))["up1"]
+    tiny.move(torch.device("cpu"))  # type: ignore[attr-defined]
+    assert torch.equal(FeatureExtractor(tiny, layers="up1")(floats(scenes))["up1"], before)
+
+
 def test_autocast_is_for_the_denoiser(tiny: Backbone, scenes: SampleSet) -> None:
     made = FeatureExtractor(tiny, layers="up1", technique="generic-prompt[prompt='a red bird']")
     images = floats(scenes)
