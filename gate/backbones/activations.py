@@ -1,5 +1,6 @@
 """The one primitive under everything else: named activations of an unmodified denoiser, through forward hooks."""
 
+# long: one primitive: hooks, what they keep, and when they end a forward
 from __future__ import annotations
 
 import contextlib

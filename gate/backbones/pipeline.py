@@ -1,5 +1,6 @@
 """What all families share: parts, device, dtype, the encode loop, the prompt cache, the call, the fingerprint."""
 
+# long: what every family shares stands in one class
 from __future__ import annotations
 
 import abc

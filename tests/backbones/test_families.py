@@ -1,5 +1,6 @@
 """Every family: a small random pipeline through the loader, against diffusers' own pipeline and plain hooks."""
 
+# long: every family through the same questions
 from __future__ import annotations
 
 from pathlib import Path

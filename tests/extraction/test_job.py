@@ -1,5 +1,6 @@
 """`gate extract` through the real command: the screen's numbers in a store, gone on with, refused, explained."""
 
+# long: one command, and all that it may be asked
 from __future__ import annotations
 
 import json
@@ -88,6 +89,7 @@ def test_processes_batches_and_shards_change_no_bit(folder: Path, tmp_path: Path
         torch.testing.assert_close(one[i]["up1"], two[i]["up1"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_latents_are_kept_for_the_next_time_and_change_no_bit(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +111,7 @@ def test_latents_are_kept_for_the_next_time_and_change_no_bit(
     assert all(torch.equal(cold[i]["up0"], warm[i]["up0"]) for i in range(10))
 
 
+@pytest.mark.slow
 def test_what_was_interrupted_is_gone_on_with_and_equals_the_uninterrupted(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +256,7 @@ def test_mistakes_get_one_sentence(
     assert "bug" not in lines[0] and not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_fast_keeps_its_tolerance_on_trained_weights(tiny: Backbone, folder: Path, tmp_path: Path) -> None:
     base = ("--images", folder, "--layers", "paper", "--output")
     assert run(*base, tmp_path / "exact").exit_code == 0
