@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from gate.errors import UsageError
-from gate.extraction.hardware import processor
-from gate.machine import can_fork
+from gate.machine import can_fork, forkable_cores
 
 if TYPE_CHECKING:
+    import torch
+
     from gate.backbone import Backbone
     from gate.technique import Technique
 
@@ -57,11 +56,13 @@ def usual_processes(backbone: Backbone) -> int:
     """One per core where a pass is hundreds of small operations; else 1, with all threads."""
     if backbone.device.type != "cpu" or not can_fork():
         return 1
-    return processor().cores if backbone.image_size <= SMALL_IMAGE else 1
+    return forkable_cores() if backbone.image_size <= SMALL_IMAGE else 1
 
 
 def usual_setting(backbone: Backbone, precision: Precision = "exact") -> Setting:
     """By rule, from the backbone's size and device alone."""
+    import torch
+
     processes = usual_processes(backbone)
     threads = 1 if processes > 1 else torch.get_num_threads()
     return Setting(usual_batch(backbone), processes, threads, channels_last=precision == "fast")
