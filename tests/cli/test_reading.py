@@ -61,7 +61,10 @@ def test_rank_prints_csv_markdown_and_json(run: Run) -> None:
     text = cli.invoke(app, ["rank", str(run.path), "--format", "md"]).stdout
     assert "| 1 | `prompt+noise-ensemble` | +25.0* [21.2, 28.8] | ab |" in text
     read = json.loads(cli.invoke(app, ["rank", str(run.path), "--format", "json"]).stdout)
-    assert {k: v for k, v in read.items() if k != "run"} == run.results.model_dump(mode="json")
+    assert read["extract"].startswith("gate extract --from ")
+    assert {k: v for k, v in read.items() if k not in ("run", "extract")} == run.results.model_dump(
+        mode="json"
+    )
 
 
 def test_rank_of_no_run(tmp_path: Path) -> None:
