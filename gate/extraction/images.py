@@ -50,7 +50,7 @@ class ImageStream:
     @property
     def has_captions(self) -> bool:
         """Whether every image has one, as far as names tell: a blank text file is found when it is read."""
-        return all(self._table.get(key) or key in self._texts for key in self.keys)
+        return all(self._table.get(key, key in self._texts) for key in self.keys)
 
     def read(self, rows: Rows) -> tuple[list[Sample], list[Skipped]]:
         """The samples of these rows, in their order, and (key, reason) of those that cannot be read."""

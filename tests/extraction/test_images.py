@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from image_files import fill, picture, sentence
 
 from gate.data import load_images
@@ -19,6 +20,9 @@ from gate.data.listing import list_folder
 from gate.errors import ConfigurationError, UsageError
 from gate.extraction.images import ImageStream, open_images
 from gate.sample import Sample
+from tests.threads import one_thread
+
+__all__ = ["one_thread"]
 
 
 @pytest.fixture
@@ -60,6 +64,17 @@ def test_samples_are_those_of_a_screening(mixed: Path) -> None:
     assert streamed["deep/same.png"].id == streamed["img00.png"].id, "a copy keeps its row"
 
 
+def test_noise_and_features_are_those_of_a_screening(tmp_path: Path, tiny: Any, one_thread: None) -> None:
+    fill(tmp_path, 8)
+    screened = load_images(tmp_path, size=64)
+    streamed, _ = open_images(tmp_path, size=64).read([5])
+    (theirs,) = (s for s in screened if s.source == streamed[0].source == "img05.png")
+    ours, other = (tiny.batch([s]).request(50, 1) for s in (streamed[0], theirs))
+    assert torch.equal(ours.eps, other.eps) and torch.equal(ours.x_t, other.x_t)
+    ours, other = (tiny.extract([s], layers="up1", seed=1)["up1"] for s in (streamed[0], theirs))
+    assert torch.equal(ours, other)
+
+
 def test_rows_are_those_asked_for_in_their_order(mixed: Path) -> None:
     stream = open_images(mixed, size=16)
     assert list(stream.keys) == sorted(stream.keys) and len(stream) == len(stream.keys) == 14
@@ -98,6 +113,13 @@ def test_captions_from_a_table_win_over_files_and_a_broken_file_skips_its_image(
     captions = {s.source: s.caption for s in samples}
     assert captions["img01.png"] == "two dogs" and captions["img02.png"] is None  # blank, but it is named
     assert "img00.txt" in dict(skipped)["img00.png"] and not stream.has_captions
+    named = [f"{key},{'' if key == 'img02.png' else key}" for key in stream.keys]
+    (mixed / "captions.csv").write_text("\n".join(["file,caption", *named]))
+    assert not open_images(mixed, size=16).has_captions
+    (mixed / "captions.csv").write_text(
+        "\n".join(["file,caption", *named]).replace("img02.png,", "img02.png,two")
+    )
+    assert open_images(mixed, size=16).has_captions
     (mixed.parent / "mine.csv").write_text(
         "file,caption\n" + "".join(f"{key},it is {key}\n" for key in stream.keys)
     )
