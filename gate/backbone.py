@@ -120,6 +120,10 @@ class Backbone(abc.ABC):
         """The activations of `activate`, bit for bit; a family may stop its forward once they are there."""
         return self.activate(request, layers)[1]
 
+    def unfolded(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Features as they are handed out: maps (b, heads, positions, keys), where there are some."""
+        return dict(features)
+
     @abc.abstractmethod
     def fingerprint(self) -> str:
         """Hash of the weights' files: 16 hexadecimal digits."""

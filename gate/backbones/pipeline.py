@@ -281,7 +281,6 @@ class PipelineBackbone(Codec, Backbone):
         return Features(self.unfolded({layer: torch.cat(values) for layer, values in parts.items()}))
 
     def unfolded(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Features as they are handed out: maps as (b, heads, positions, keys), all others as they are."""
         made = dict(features)
         for layer in made:
             if is_map(self.layer_paths[layer]):

@@ -118,7 +118,7 @@ def command_of(config: ExtractConfig) -> str:
     """What to type to do the same again, or to go on."""
     flags = {"run": "from", "techniques": "technique", "cache": "no-latent-cache"}
     words = ["gate", "extract"]
-    for name in config.model_fields_set:
+    for name in (field for field in ExtractConfig.model_fields if field in config.model_fields_set):
         value: Any = getattr(config, name)
         option = f"--{flags.get(name, name).replace('_', '-')}"
         if isinstance(value, bool):

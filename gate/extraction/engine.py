@@ -68,18 +68,12 @@ def features_of(
     parts: dict[str, list[Tensor]] = {layer: [] for layer in work.layers}
     with contextlib.closing(stream(plan)) as passes:
         for passed in passes:
-            made = unfolded(work.backbone, passed.response.features)
+            made = work.backbone.unfolded(passed.response.features)
             if not raw:
                 made = work.epilogue.apply(made, work.states.get(name, {}), work.maps)
             for layer, value in made.items():
                 parts[layer].append(value.cpu())
     return {layer: torch.cat(values) for layer, values in parts.items() if values}
-
-
-def unfolded(backbone: Backbone, features: Mapping[str, Tensor]) -> Features:
-    """Maps as (b, heads, positions, keys), where the backbone has some."""
-    unfold: Any = getattr(backbone, "unfolded", dict)
-    return dict(unfold(features))
 
 
 @contextlib.contextmanager

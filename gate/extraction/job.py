@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from gate.extraction.plan import Setting
     from gate.extraction.request import Asked, Images
     from gate.extraction.store import StoreWriter
+    from gate.extraction.tune import Choice
 
 SHARD_BYTES = 64 << 20
 LEAST_SHARDS = 4  # a kill then costs a quarter of the work at most, and every process has some
-TRIED = 64  # images that settings are timed on, and projections learned from
 Progress = Callable[[str, int, int], None]
 Log = Callable[[str], None]
 
@@ -51,7 +51,6 @@ class Extraction:
     images: int
     skipped: tuple[tuple[str, str], ...]
     rate: float
-    explanation: str
 
     def features(self, technique: str = "", **options: Any) -> Any:
         """`gate.load_features` of a technique's store."""
@@ -92,26 +91,28 @@ def explain(config: ExtractConfig | None = None, *, log: Log | None = None, **se
 
     chosen = make_config({**(config.model_dump(exclude_unset=True) if config else {}), **settings})
     asked = prepare(chosen, log or (lambda _: None))
-    return _plan(asked, log or (lambda _: None)).explanation
+    from gate.extraction.words import explanation
+
+    planned = _plan(asked, log or (lambda _: None))
+    return explanation(asked, planned.work, planned.choice, planned.one, planned.size)
 
 
 @dataclass(frozen=True, eq=False)
 class _Planned:
-    """work: with its projections fitted. setting: how it is run. per_shard: images. size: bytes of an image's features.
-    explanation: all of it in words."""
+    """work: with its projections fitted. choice: how it is run. one: an image's features. size: their bytes. per_shard:
+    images."""
 
     work: Work
-    setting: Setting
-    per_shard: int
+    choice: Choice
+    one: Features
     size: int
-    explanation: str
+    per_shard: int
 
 
 def _plan(asked: Asked, log: Log) -> _Planned:
     from gate.extraction.engine import features_of
     from gate.extraction.plan import usual_setting
     from gate.extraction.tune import Choice, choose
-    from gate.extraction.words import explanation
 
     config, work, images = asked.config, asked.work, asked.images
     usual = usual_setting(work.backbone, config.precision)
@@ -127,7 +128,6 @@ def _plan(asked: Asked, log: Log) -> _Planned:
         states = {name: work.epilogue.fit(features, work.maps) for name, features in learned.items()}
         work = dataclasses.replace(work, states=states)
     one = features_of(work, next(iter(work.techniques)), asked.first[:1], 1)
-    size = sum(value.nbytes for value in one.values())
     if config.batch_size != "auto" or config.workers != "auto":
         choice = Choice(usual, "as asked for")
     else:
@@ -142,9 +142,9 @@ def _plan(asked: Asked, log: Log) -> _Planned:
             memory=asked.memory,
             log=log,
         )
+    size = sum(value.nbytes for value in one.values())
     per_shard = config.per_shard if config.per_shard != "auto" else _per_shard(size, len(images))
-    told = explanation(asked, work, choice, one, size)
-    return _Planned(work, choice.setting, per_shard, size, told)
+    return _Planned(work, choice, one, size, per_shard)
 
 
 def _per_shard(size: int, images: int) -> int:
@@ -154,10 +154,11 @@ def _per_shard(size: int, images: int) -> int:
 def _extract(asked: Asked, output: Path, progress: Progress, log: Log) -> Extraction:
     from gate.extraction.engine import over_processes, running
     from gate.extraction.store import StoreWriter
+    from gate.extraction.words import summary
 
     planned = _plan(asked, log)
-    work, setting = planned.work, planned.setting
-    for line in planned.explanation.splitlines()[:2]:
+    work, setting = planned.work, planned.choice.setting
+    for line in summary(asked, work, planned.choice):
         log(line)
     names = list(work.techniques)
     folders = {name: output / folder_of(name) if len(names) > 1 else output for name in names}
@@ -201,7 +202,7 @@ def _extract(asked: Asked, output: Path, progress: Progress, log: Log) -> Extrac
     if skipped:
         log(f"{len(skipped)} of {len(asked.images)} images are left out ({reasons(skipped)})")
     kept = sum(entry.rows for entry in manifests[0].shards)
-    return Extraction(output, folders, kept, skipped, made / spent if made else 0.0, planned.explanation)
+    return Extraction(output, folders, kept, skipped, made / spent if made else 0.0)
 
 
 class _Count:

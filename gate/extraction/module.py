@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gate.backbone import Backbone, LayerInfo, is_map
+from gate.backbone import Backbone, LayerInfo
 from gate.backbones import load_backbone
 from gate.backbones.activations import Features
 from gate.backbones.layers import resolve_layers
-from gate.backbones.maps import per_head
 from gate.backbones.pipeline import PipelineBackbone
 from gate.composition import Composition
 from gate.data.memory import as_samples
@@ -110,7 +109,8 @@ class FeatureExtractor(nn.Module):
             with self.adapters.on(backbone.denoiser):
                 features = single_pass(technique, request, self.layers).features
         self._check_gradients(features, asked)
-        return Features({layer: self._shaped(layer, features[layer], images) for layer in self.layers})
+        shaped = backbone.unfolded({layer: features[layer] for layer in self.layers})
+        return Features({layer: feature.to(images.device) for layer, feature in shaped.items()})
 
     def _samples(self, images: Tensor, captions: Sequence[str] | None) -> SampleSet:
         """The images as they are known everywhere else: 8 bits, named by their content."""
@@ -142,13 +142,6 @@ class FeatureExtractor(nn.Module):
         """The batch with latents of the floats themselves: an image that is optimised is more than its 8 bits."""
         x0 = self.backbone.encode(images.float())
         return self.backbone.batch(samples.samples, x0, everyone=samples)
-
-    def _shaped(self, layer: str, feature: Tensor, images: Tensor) -> Tensor:
-        path = self.backbone.layer_paths[layer]
-        if is_map(path):
-            attention: Any = self.backbone.denoiser.get_submodule(path.partition(":")[0])
-            feature = per_head(feature, attention.heads)
-        return feature.to(images.device)
 
     def _check_gradients(self, features: Mapping[str, Tensor], asked: bool) -> None:
         cut = [layer for layer in self.layers if asked and not features[layer].requires_grad]

@@ -27,7 +27,7 @@ from gate.extraction.images import open_images
 from gate.extraction.latents import LatentCache
 from gate.extraction.layouts import make_layout
 from gate.extraction.plan import Setting, dtype_of
-from gate.extraction.source import Source, open_source
+from gate.extraction.source import VANILLA, Source, open_source
 from gate.registry import create_technique, select_techniques
 from gate.runs.directory import read_run
 from gate.sample import Sample, SampleSet
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 TRIED = 64  # images that settings are timed on, projections and techniques learned from
 TIMESTEP, LAYERS, SAMPLES = 50, ("paper",), 32
-VANILLA = "vanilla"
 
 
 class Images(Protocol):

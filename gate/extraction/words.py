@@ -16,17 +16,22 @@ if TYPE_CHECKING:
     from gate.extraction.tune import Choice
 
 
-def explanation(asked: Asked, work: Work, choice: Choice, one: Mapping[str, Tensor], size: int) -> str:
-    """Lines for a terminal; the first two say what is done and how. one: an image's features. size: their bytes."""
-    backbone, n = work.backbone, len(asked.images)
+def summary(asked: Asked, work: Work, choice: Choice) -> list[str]:
+    """Two lines: what is done, and how."""
+    backbone = work.backbone
     dtype = str(backbone.dtype).removeprefix("torch.")
     names = ", ".join(work.techniques)
     levels = ", ".join(str(t) for t in dict.fromkeys(work.timesteps.values()))
-    lines = [
-        f"{n} images through {names} on {backbone.name} at t = {levels} ({backbone.device}, {dtype})",
+    return [
+        f"{len(asked.images)} images through {names} on {backbone.name} at t = {levels} ({backbone.device}, {dtype})",
         f"{choice.setting}: {choice.reason}",
-        f"processor: {processor()}",
     ]
+
+
+def explanation(asked: Asked, work: Work, choice: Choice, one: Mapping[str, Tensor], size: int) -> str:
+    """Lines for a terminal. one: an image's features. size: their bytes. Counting FLOPs takes seconds."""
+    n = len(asked.images)
+    lines = [*summary(asked, work, choice), f"processor: {processor()}"]
     if not processor().compiler:
         lines.append("torch.compile is left out: there is no C++ compiler on this machine")
     lines += [*_cost(work), "", *(f"  {layer}  {_shape(value)}" for layer, value in one.items()), ""]
