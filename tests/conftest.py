@@ -6,6 +6,9 @@ import os
 from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Two processes of two threads each wait for each other, on two cores, ten times longer than they compute.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
