@@ -79,8 +79,13 @@ class NoiseSchedule:
         return len(self.signal)
 
     def told(self, t: Tensor) -> Tensor:
-        """What the denoiser is told at t: t itself, or T sigma (float32) in flow schedules. t: (b,) long."""
-        return t if self.time is None else self.time[t.cpu()].float().to(t.device)
+        """What the denoiser is told at t: t itself, or T sigma (float32) in flow schedules.
+
+        t: (b,) long; a floating-point t is no timestep of the schedule but what is to be told already.
+        """
+        if self.time is None or t.is_floating_point():
+            return t
+        return self.time[t.cpu()].float().to(t.device)
 
     def sigma(self, t: Tensor) -> Tensor:
         """The noise coefficient s_t, (b,) float64 in [0, 1]. t: (b,) long."""
@@ -125,6 +130,15 @@ class NoiseSchedule:
         """The eps with which x0 becomes x_t: (x_t - a_t x0) / s_t."""
         a, s = self.coefficients(t, x_t)
         return (x_t - a * x0) / s
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the denoiser should say, (b, c, h, w): eps, x0, v = a eps - s x0, or eps - x0."""
+        a, s = self.coefficients(t, x0)
+        if self.prediction_type == "epsilon":
+            return eps
+        if self.prediction_type == "sample":
+            return x0
+        return a * eps - s * x0 if self.prediction_type == "v_prediction" else eps - x0
 
     def x0_from(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """x0_hat, (b, c, h, w). v = a eps - s x0 (Salimans & Ho 2022); flow = eps - x0 (Lipman et al. 2023)."""
@@ -171,6 +185,19 @@ class NoiseSchedule:
         if t_next is None:
             return x0_hat
         return self.add_noise(x0_hat, self.eps_from(prediction, x_t, t), t_next)
+
+
+def shared_timestep(t: Tensor, threshold: int = 100, intervals: int = 5) -> Tensor:
+    """f(t) of E-TSDM (Yang et al. 2023, Eq. 5): below `threshold` the left end of t's interval, t elsewhere.
+
+    t: any shape; integer timesteps, or T sigma of flow models. intervals: equally long ones below the threshold; as
+    many as the threshold leave integers as they are. Raises ValueError where they do not divide it.
+    """
+    if threshold < 1 or intervals < 1 or threshold % intervals:
+        raise ValueError(
+            f"intervals must divide threshold, both 1 or more; got {intervals} and {threshold}."
+        )
+    return (t - t % (threshold // intervals)).where(t < threshold, t)
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:

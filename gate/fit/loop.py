@@ -124,7 +124,8 @@ def _folder(config: FitConfig, resume: bool) -> Path:
     if resume:
         if not (folder / CHECKPOINT).is_file():
             raise UsageError(f"{folder} holds no checkpoint to resume from.")
-        if json.loads(began.read_text(encoding="utf-8"))["config"] != facts:
+        known = json.loads(began.read_text(encoding="utf-8"))["config"]
+        if {**FitConfig(name=config.name).facts(), **known} != facts:  # an older fit lacks settings that came later
             raise ConfigurationError(f"{folder} was fitted with other settings; resume with the same ones.")
         return folder
     try:
@@ -218,6 +219,7 @@ def _step(
     while True:
         try:
             optimiser.zero_grad(set_to_none=True)
+            trainer.begin_step()
             total = 0.0
             for i in range(0, b, course.micro):
                 part = slice(i, i + course.micro)
@@ -236,6 +238,7 @@ def _step(
         raise ConfigurationError(f"The loss is {total} at step {course.step}; lower the rate.")
     torch.nn.utils.clip_grad_norm_(trainer.parameters, 1.0)
     optimiser.step()
+    trainer.end_step()
     return total
 
 
