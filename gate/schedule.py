@@ -187,16 +187,46 @@ class NoiseSchedule:
         return self.add_noise(x0_hat, self.eps_from(prediction, x_t, t), t_next)
 
 
+def jump(schedule: NoiseSchedule, x: Tensor, t: Tensor, t_next: Tensor, noise: Tensor) -> Tensor:
+    """x_t to the noisier x_{t_next} in one step: (a' / a) x + sqrt(s'^2 - (a' s / a)^2) noise, a', s' those of t_next.
+
+    For DDPM schedules sqrt(abar'/abar) x + sqrt(1 - abar'/abar) noise. What held x_t = a x0 + s eps holds x_{t_next}
+    again. x, noise: (b, c, h, w); t <= t_next: (b,) long.
+    """
+    (a, s), (a_next, s_next) = schedule.coefficients(t, x), schedule.coefficients(t_next, x)
+    share = a_next / a
+    return share * x + (s_next**2 - (share * s) ** 2).clamp_min(0).sqrt() * noise
+
+
+def ancestral_step(
+    schedule: NoiseSchedule,
+    prediction: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    t_next: Tensor,
+    noise: Tensor,
+    eta: float,
+) -> Tensor:
+    """x_t to the cleaner x_{t_next} (Song et al. 2021, Eq. 12 and 16): eta 0 is DDIM, eta 1 DDPM.
+
+    sigma = eta (s' / s) sqrt(s^2 - (a s' / a')^2), x' = a' x0_hat + sqrt(s'^2 - sigma^2) eps_hat + sigma noise, where
+    a', s' are those of t_next; the same for flow schedules. t_next <= t: (b,) long; where they are equal, x_t stays.
+    """
+    (a, s), (a_next, s_next) = schedule.coefficients(t, x_t), schedule.coefficients(t_next, x_t)
+    sigma = eta * s_next / s * (s**2 - (a * s_next / a_next) ** 2).clamp_min(0).sqrt()
+    x0_hat, eps_hat = schedule.x0_from(prediction, x_t, t), schedule.eps_from(prediction, x_t, t)
+    kept = (s_next**2 - sigma**2).clamp_min(0).sqrt()
+    return a_next * x0_hat + kept * eps_hat + sigma * noise
+
+
 def shared_timestep(t: Tensor, threshold: int = 100, intervals: int = 5) -> Tensor:
-    """f(t) of E-TSDM (Yang et al. 2023, Eq. 5): below `threshold` the left end of t's interval, t elsewhere.
+    """f(t) of E-TSDM (Yang et al. 2023): below `threshold` the left end of t's interval, t elsewhere.
 
     t: any shape; integer timesteps, or T sigma of flow models. intervals: equally long ones below the threshold; as
     many as the threshold leave integers as they are. Raises ValueError where they do not divide it.
     """
     if threshold < 1 or intervals < 1 or threshold % intervals:
-        raise ValueError(
-            f"intervals must divide threshold, both 1 or more; got {intervals} and {threshold}."
-        )
+        raise ValueError(f"intervals must divide threshold, both 1 or more; got {intervals} and {threshold}.")
     return (t - t % (threshold // intervals)).where(t < threshold, t)
 
 

@@ -21,7 +21,7 @@ DECAY = 0.01  # of the running mean of the variation, per step
 
 
 class SmoothLoraTrainer(LoraTrainer):
-    """Guo et al. 2024, section 3.3: L = L_base + smoothness * E( ||grad_eps(s_t x0_hat . d)||_2 - a )^2.
+    """Guo et al. 2024, section 3: L = L_base + smoothness * E( ||grad_eps(s_t x0_hat . d)||_2 - a )^2.
 
     d: a random image of about unit norm, randn / sqrt(c h w); a: running mean of the norm from 0, decay 0.01. LoRA of
     rank 8 on the attention's projections, alpha = rank, 1e-4 (Stable Diffusion, 30,000 steps in the paper, 1500 here).

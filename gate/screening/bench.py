@@ -124,7 +124,9 @@ def open_bench(config: ScreenConfig, *, scratch: Path | None = None, log: Log = 
             f"A screening needs {MIN_SAMPLES} images or more; {samples.name} has {len(samples)}."
         )
     metrics = select_plugins("metric", config.metrics)
-    probes = [p for p in select_plugins("probe", config.probes) if _served(p, samples, config.probes, log)]
+    probes = [
+        p for p in select_plugins("probe", config.probes) if _served(p, backbone, samples, config.probes, log)
+    ]
     return prepare(backbone, samples, config, metrics, probes, scratch=scratch)
 
 
@@ -173,13 +175,14 @@ def prepare(
     )
 
 
-def _served(probe: Probe, samples: SampleSet, asked: tuple[str, ...], log: Log) -> bool:
-    """Whether the samples carry what a probe learns from; named probes are refused, the default ones left out."""
+def _served(probe: Probe, backbone: Backbone, samples: SampleSet, asked: tuple[str, ...], log: Log) -> bool:
+    """Whether samples and backbone have what a probe needs; named probes are refused, the default ones left out."""
     present = {"labels": samples.has_labels, "masks": samples.has_masks, "": True}[probe.needs]
-    if not present and asked not in (("all",), ("standard",)):
-        raise ConfigurationError(
-            f"The probe {probe.name} needs {probe.needs}, and {samples.name} has none; add them."
-        )
-    if not present:
-        log(f"probe {probe.name} is left out: {samples.name} has no {probe.needs}")
-    return bool(present)
+    lacking = "" if present else f"{samples.name} has no {probe.needs}"
+    reason = lacking or probe.refuses(backbone)
+    if reason and asked not in (("all",), ("standard",)):
+        advice = f"; add {probe.needs}, or leave it out." if lacking else "; leave it out."
+        raise ConfigurationError(f"The probe {probe.name} cannot be asked: {reason.rstrip('.')}{advice}")
+    if reason:
+        log(f"probe {probe.name} is left out: {reason}")
+    return not reason
