@@ -64,14 +64,14 @@ class Cow(Technique):
     def start(self, request: Request) -> Request:
         if request.origin != "noised" or (self.cycles == 0 and self.mask == "nowhere"):
             return request
-        mask, kept = self.pasted(request.batch), self.trajectory(request)
+        mask, kept = self.mask_of(request.batch), self.trajectory(request)
         x = pasted(request.x_t, kept, 0, mask)
         for cycle in range(self.cycles):
             x = self._cycle(request, x, kept, mask, cycle)
         return request.moved(x, request.t)
 
-    def pasted(self, batch: Batch) -> Tensor:
-        """(b, 1, h, w): 1 where the inverted latent replaces the other, else 0; a cell counts where an edge crosses it."""
+    def mask_of(self, batch: Batch) -> Tensor:
+        """(b, 1, h, w): 1 where the inverted latent replaces the other (cells that an edge crosses), else 0."""
         import torch
         from torch.nn.functional import adaptive_max_pool2d, max_pool2d
 
