@@ -17,7 +17,7 @@ from gate.carried import IMAGES, Grids
 from gate.errors import PluginError
 from gate.metric import Metric, Pass
 from gate.passes import Passed, Plan, reconstruct, single_pass
-from gate.probe import probe_map
+from gate.probe import Probe, probe_map
 from gate.request import Request, Response
 from gate.screening.pictures import PCA_SAMPLES, pca_image, pca_layer
 from gate.screening.shelf import IN_MEMORY, Shelf
@@ -183,6 +183,7 @@ class Tally:
             self.reference,
             self.own,
             again if metric.needs & {"gradients", "second-pass"} else None,
+            self.bench.samples[passed.rows].samples if metric.needs & {"labels", "masks"} else (),
         )
 
     def _reconstruct(self, passed: Passed) -> None:
@@ -246,9 +247,8 @@ class Tally:
         self._judge_images()
         cells = (len(self.plan.timesteps), len(self.plan.seeds))
         for probe in bench.probes:
-            assert bench.folds is not None
             for (i, s), shelf in self.maps.items():
-                values, refit = probe.judge(shelf.array(), bench.samples, bench.folds)
+                values, refit = self._judged(probe, shelf.array())
                 found = probe.stored(values)
                 if len(found) != self.n:
                     raise PluginError(f"Probe {probe.name!r} gives {len(found)} rows for {self.n} samples.")
@@ -263,6 +263,13 @@ class Tally:
                 for key, values in tables.items():
                     tables[key] = np.repeat(values, bench.config.seeds, axis=1)
         return out
+
+    def _judged(self, probe: Probe, maps: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        bench = self.bench
+        assert bench.folds is not None
+        if probe.against == "reference":
+            return probe.compare(maps, bench.reference_maps, bench.samples, bench.folds), None
+        return probe.judge(maps, bench.samples, bench.folds)
 
     def _judge_images(self) -> None:
         if not self.images:
