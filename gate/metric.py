@@ -63,15 +63,15 @@ class Pass:
 class Metric(Measure):
     """A measure of content shift. A subclass states its facts and writes the one method of what it compares.
 
-    name: what the command line calls it. summary: one line. source: paper and equation. unit: what the stored
-    number counts. direction, range: which way is better, and what it can be (`gate.measure.Measure`: the better end
-    is finite). compares: what is looked at, and so which method is called: "feature" -> `shift`, "prediction" ->
+    name: what the command line calls it. summary: one line. source: paper and equation. unit: what the stored number
+    counts. direction, range: which way is better, and what it can be (`gate.measure.Measure`: the better end is
+    finite). compares: what is looked at, and so which method is called: "feature" -> `shift`, "prediction" ->
     `error`, "image" -> `distance`, "pass" -> `measure`. needs: of "features", "predictions", "latents", "gradients",
-    "second-pass", "labels", "masks"; what it compares settles the usual ones. columns_each: how many numbers a sample has, where the
-    figure is another function of sums (`error_of_sums`) or of the set (`error_of_set`). scale_invariant: whether
-    multiplying the measured side alone by a positive number leaves the value as it is; where it does not, a technique
-    that shrinks its features can look closer than it is. weakness: what the metric cannot see or is fooled by, one
-    sentence for reports.
+    "second-pass", "labels", "masks"; what it compares settles the usual ones. columns_each: how many numbers a sample
+    has, where the figure is another function of sums (`error_of_sums`) or of the set (`error_of_set`).
+    scale_invariant: whether multiplying the measured side alone by a positive number leaves the value as it is; where
+    it does not, a technique that shrinks its features can look closer than it is. weakness: what the metric cannot
+    see or is fooled by, one sentence for reports.
 
     Every method returns one number per sample, (b,), or one row of columns, (b, m), that depends on that sample
     alone, never on the rest of the batch, and passes NaN on: a metric that hides a broken feature is worse than none.

@@ -149,7 +149,7 @@ class NoiseSchedule:
         return (x_t - a * prediction) / s
 
     def shifted(self, prediction: Tensor, change: Tensor, t: Tensor) -> Tensor:
-        """The prediction at the same x_t whose eps_hat is larger by `change`, (b, c, h, w): x0_hat falls by s/a of it."""
+        """The prediction at the same x_t whose eps_hat is larger by `change`, (b, c, h, w); x0_hat is less by s/a."""
         a, s = self.coefficients(t, prediction)
         if self.prediction_type == "epsilon":
             return prediction + change

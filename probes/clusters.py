@@ -24,10 +24,10 @@ class Clusters(Probe):
     """1 where the Sinkhorn assignments of F and F_ref agree, 0 where they are independent.
 
     Pooled features, standardised by the reference's moments and of unit length; prototypes fitted to the reference
-    alone; both sides assigned to them by Sinkhorn-Knopp, eps 0.05, 3 iterations, as self-guidance does (Hu et al. 2023).
-    Its authors use the prototypes to guide; the agreement as a measure of shift is ours. It is the same for any naming
-    of the groups. prototypes: how many, one for every 4 samples at most. agreement: nmi, normalised mutual information
-    (arithmetic mean); ari, adjusted Rand index; accuracy, of the best one-to-one naming (Hungarian).
+    alone; both sides assigned to them by Sinkhorn-Knopp, eps 0.05, 3 iterations, as self-guidance does (Hu et al.
+    2023). Its authors use the prototypes to guide; the agreement as a measure of shift is ours. It is the same for
+    any naming of the groups. prototypes: how many, one for every 4 samples at most. agreement: nmi, normalised mutual
+    information (arithmetic mean); ari, adjusted Rand index; accuracy, of the best one-to-one naming (Hungarian).
     """
 
     name = "clusters"

@@ -28,13 +28,13 @@ LEAK = 0.2  # slope of the units below zero
 class TwoSample(Probe):
     """Held-out accuracy of a discriminator between F_ref and F, both under Diffusion-GAN's noise (Wang et al. 2022).
 
-    0.5 is no shift. Both kinds are pooled, standardised by the reference's moments, cut to their 32 main directions, and
-    noised at t: half of the draws at t = 0, half at t ~ pi(t) on 1 ... T, with T growing while the discriminator is right
-    and shrinking while it is not (`gate.mixture.AdaptiveT`). A plain two-sample test is right always as soon as shifts are
-    large; under noise that follows it, a larger shift still shows. The discriminator, one hidden layer told t, learns on
-    the other folds; a figure on frozen features in place of a generator's loss is ours, and so are kimg, how many thousand
-    samples drive T from end to end (the paper's 100 would take a minute a technique), and steps. seed: of its first
-    weights, batches and noise.
+    0.5 is no shift. Both kinds are pooled, standardised by the reference's moments, cut to their 32 main directions,
+    and noised at t: half of the draws at t = 0, half at t ~ pi(t) on 1 ... T, with T growing while the discriminator
+    is right and shrinking while it is not (`gate.mixture.AdaptiveT`). A plain two-sample test is right always as soon
+    as shifts are large; under noise that follows it, a larger shift still shows. The discriminator, one hidden layer
+    told t, learns on the other folds; a figure on frozen features in place of a generator's loss is ours, and so are
+    kimg, how many thousand samples drive T from end to end (the paper's 100 would take a minute a technique), and
+    steps. seed: of its first weights, batches and noise.
     """
 
     name = "two-sample"

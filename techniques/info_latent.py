@@ -26,8 +26,8 @@ class InfoLatent(Technique):
 
     The paper trains encoder and denoiser together and feeds the code to AdaGN in every block; here `gate fit
     info-latent` trains the encoder and the map alone, and the time embedding, which every block reads, carries them.
-    weights: a safetensors file, a folder of `gate fit info-latent`, or a hub id; "" is tiny's own companion. weight_name:
-    the file in a folder or repository. scale: of what is added; 0 is vanilla.
+    weights: a safetensors file, a folder of `gate fit info-latent`, or a hub id; "" is tiny's own companion.
+    weight_name: the file in a folder or repository. scale: of what is added; 0 is vanilla.
     """
 
     name = "info-latent"

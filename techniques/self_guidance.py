@@ -27,12 +27,13 @@ class SelfGuidance(Technique):
     """eps' = eps - scale sqrt(1 - abar) grad_{x_t} log softmax(C z(x_t) / temperature)[k(x0)] (Hu et al. 2023, Eq. 10,
     with a gradient in place of a trained head).
 
-    z: the deepest feature, averaged over positions, standardised, of unit length; C: prototypes, fitted by Sinkhorn-Knopp
-    on the clean screening images, without labels; k(x0): the nearest prototype of the clean image. Ours is that nothing
-    is trained: the paper trains a projection head, prototypes and a denoiser that is told k. As with other guiders, a
-    prediction cannot change the activations of its own call: the guided step starts at t + lead and goes down to t by
-    steps DDIM steps. scale: 0 is vanilla. prototypes: how many, one for every 4 images at most. layer: an id; "" is the
-    mid block, or the first level above it with 8x8 positions, of a transformer the middle block.
+    z: the deepest feature, averaged over positions, standardised, of unit length; C: prototypes, fitted by
+    Sinkhorn-Knopp on the clean screening images, without labels; k(x0): the nearest prototype of the clean image.
+    Ours is that nothing is trained: the paper trains a projection head, prototypes and a denoiser that is told k. As
+    with other guiders, a prediction cannot change the activations of its own call: the guided step starts at t + lead
+    and goes down to t by steps DDIM steps. scale: 0 is vanilla. prototypes: how many, one for every 4 images at most.
+    layer: an id; "" is the mid block, or the first level above it with 8x8 positions, of a transformer the middle
+    block.
     """
 
     name = "self-guidance"

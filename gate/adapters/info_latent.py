@@ -78,7 +78,8 @@ def joined(denoiser: nn.Module) -> Iterator[Carried]:
 
 
 def time_embedder(denoiser: nn.Module) -> nn.Module:
-    """The module that gives the time embedding, (b, width). Raises ConfigurationError where there is none of diffusers'."""
+    """The module that gives the time embedding, (b, width). Raises ConfigurationError where there is none of
+    diffusers'."""
     from diffusers.models.embeddings import TimestepEmbedding
 
     for path, module in denoiser.named_modules():
@@ -106,8 +107,9 @@ def load_info_latent(backbone: Backbone, state: Mapping[str, Tensor], file: str)
 
 
 def mmd_to_normal(a: Tensor) -> Tensor:
-    """Squared MMD of the rows of a to N(0, I), kernel exp(-mean_d((x - y)^2) / d), V-statistic. a: (n, d) -> scalar >= 0.
+    """Squared MMD of the rows of a to N(0, I), a V-statistic. a: (n, d) -> scalar >= 0.
 
+    Kernel exp(-mean_d((x - y)^2) / d), the paper's and InfoVAE's.
     The prior's side is its expectation, not a draw: with s = d^2 / 2 the kernel's variance, E k(x, y) over y is
     (1 + 1/s)^(-d/2) exp(-|x|^2 / (2 (s + 1))), and over both (1 + 2/s)^(-d/2).
     """

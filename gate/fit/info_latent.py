@@ -26,8 +26,8 @@ AT_ONCE = 32  # images encoded at once
 
 
 class InfoLatentTrainer(Trainer):
-    """Wang et al. 2023 (arXiv 2306.08757), Eq. 8: eps error + x0 error / T + 0.1 MMD(N(0, I), a); the backbone is frozen
-    (ours), the encoder reads x0, is deterministic, and what it adds to the time embedding starts at zero.
+    """Wang et al. 2023 (arXiv 2306.08757), Eq. 8: eps error + x0 error / T + 0.1 MMD(N(0, I), a); the backbone is
+    frozen (ours), the encoder reads x0, is deterministic, and what it adds to the time embedding starts at zero.
 
     The x0 error is (s_t / a_t)^2 times the eps error, so one prediction gives both. Rate 1e-3 and 600 steps on small
     denoisers, 1e-4 and 400 on others. The held-out error is that of eps alone.
@@ -50,7 +50,7 @@ class InfoLatentTrainer(Trainer):
         self.carried = self.stack.enter_context(joined(backbone.denoiser))
 
     def loss(self, x_t: Tensor, eps: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:
-        """(b,): while it learns with the x0 error and the MMD of the rows that go through at once, else the eps error."""
+        """(b,): the eps error; while it learns, with the x0 error and the MMD of the rows that go through at once."""
         error = super().loss(x_t, eps, t, texts, rows)
         if not torch.is_grad_enabled():
             return error

@@ -73,7 +73,8 @@ class Trainer(abc.ABC):
     """Attached on construction; `release` gives the backbone back as it was.
 
     groups: parameters with their rates, as an optimiser takes them. steps: default length. measure: what the loss is,
-    for the report. families: of backbone it serves, or traits of them, as a technique's. generates: whether what is fitted paints images, for a sheet of samples.
+    for the report. families: of backbone it serves, or traits of them, as a technique's. generates: whether what is
+    fitted paints images, for a sheet of samples.
     """
 
     measure: ClassVar[str] = "eps error"

@@ -73,9 +73,9 @@ def coded(seen: Pass) -> Tensor:
 class Dci(Metric):
     """Disentanglement: 1 where each channel matters for one class, 0 where each matters for all alike.
 
-    Channels: 32 spread evenly over the layers, averaged over positions. Factors: the classes, each against the rest (the
-    papers have factors of generation or attributes of faces). Importance: weights of a ridge (theirs: lasso or trees).
-    Of features and of classes it is ours; InfoDiffusion (Wang et al. 2023) measures its code so.
+    Channels: 32 spread evenly over the layers, averaged over positions. Factors: the classes, each against the rest
+    (the papers have factors of generation or attributes of faces). Importance: weights of a ridge (theirs: lasso or
+    trees). Of features and of classes it is ours; InfoDiffusion (Wang et al. 2023) measures its code so.
     """
 
     name = "dci"
@@ -90,7 +90,9 @@ class Dci(Metric):
     needs = frozenset({"features", "labels"})
     columns_each = CHANNELS + 1
     standard = False
-    weakness = "Looks at single channels, so a rotation of good features changes it, which no linear probe would notice."
+    weakness = (
+        "Looks at single channels: a rotation of good features, which no linear probe notices, changes it."
+    )
 
     def measure(self, seen: Pass) -> Tensor:
         return coded(seen)

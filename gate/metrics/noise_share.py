@@ -21,9 +21,9 @@ DEGENERATE = 1e-6  # of a regressor's energy: what is left of it beside the othe
 def variance_shares(f: Tensor, f_image: Tensor, f_noise: Tensor) -> Tensor:
     """Shares of a feature's variance over positions that come from the image, from the noise alone, and from neither.
 
-    Least squares f = a f_image + b f_noise + rest, channels centred, one a and b a sample. The image's share is what it
-    explains by itself, the noise's what it explains beyond. All (n, c, h, w) -> (n, 3), >= 0, sums to 1. A feature that
-    does not vary has all of it in the rest.
+    Least squares f = a f_image + b f_noise + rest, channels centred, one a and b a sample. The image's share is what
+    it explains by itself, the noise's what it explains beyond. All (n, c, h, w) -> (n, 3), >= 0, sums to 1. A feature
+    that does not vary has all of it in the rest.
     """
     import torch
 
@@ -49,10 +49,11 @@ def variance_shares(f: Tensor, f_image: Tensor, f_noise: Tensor) -> Tensor:
 class NoiseShare(Metric):
     """The share of a feature's variance that the noise explains beyond the image: what CleanDIFT sets out to remove.
 
-    F_t is regressed on F_0, the clean image through the same technique, and on F_999, the same noise with hardly any image,
-    one further pass at the last timestep; mean over layers. Columns: shares of the image, of the noise, of neither. A
-    technique that starts from the clean latent has no noise in it at all. The decomposition is ours; that noise takes
-    part of the feature, and that an ensemble over noises averages it away, is Stracke et al. 2024, section 1.
+    F_t is regressed on F_0, the clean image through the same technique, and on F_999, the same noise with hardly any
+    image, one further pass at the last timestep; mean over layers. Columns: shares of the image, of the noise, of
+    neither. A technique that starts from the clean latent has no noise in it at all. The decomposition is ours; that
+    noise takes part of the feature, and that an ensemble over noises averages it away, is Stracke et al. 2024,
+    section 1.
     """
 
     name = "noise-share"
@@ -67,8 +68,8 @@ class NoiseShare(Metric):
     scale_invariant = True
     standard = False
     weakness = (
-        "Linear, with one factor for all channels: what noise and image do together counts as neither, and neither is no "
-        "error here."
+        "Linear, with one factor for all channels: what noise and image do together counts as neither, and "
+        "neither is no error here."
     )
 
     def measure(self, seen: Pass) -> Tensor:

@@ -71,7 +71,7 @@ class Tad(Metric):
     needs = frozenset({"features", "labels"})
     columns_each = CHANNELS + 1
     standard = False
-    weakness = "Of few samples a class the best of many channels is chance, and two equally good channels count as none."
+    weakness = "Of few samples a class the best channel is chance, and two equally good ones count as none."
 
     def measure(self, seen: Pass) -> Tensor:
         return coded(seen)
