@@ -1,4 +1,4 @@
-"""Diffusion Classifier (Li et al. 2023): which of several conditions the denoiser errs least under, in stages that prune.
+"""Diffusion Classifier (Li et al. 2023): under which of several conditions the denoiser errs least, in stages.
 
 argmin_c E_{t, eps} || eps - eps_theta(x_t, t, c) ||^2 (Eq. 5), uniform over t, the same noise for every c,
 candidates dropped between stages (Alg. 1). This module imports no torch, so that listing is instant.
@@ -103,7 +103,9 @@ def condition_error(schedule: NoiseSchedule, prediction: Tensor, request: Reques
 
 
 def implied_prediction(schedule: NoiseSchedule, x0_hat: Tensor, request: Request) -> Tensor:
-    """The prediction at `request` that a reconstruction stands for, (b, c, h, w): what a technique that moved the latent
-    would have had to say there. For vanilla the prediction itself."""
+    """The prediction at `request` that a reconstruction stands for, (b, c, h, w).
+
+    What a technique that moved the latent would have had to say there; for vanilla the prediction itself.
+    """
     eps_hat = schedule.implied_eps(request.x_t, x0_hat, request.t)
     return schedule.target(x0_hat, eps_hat, request.t)

@@ -162,6 +162,17 @@ class NoiseSchedule:
             return x_t + a * prediction
         return (x_t - a * prediction) / s
 
+    def shifted(self, prediction: Tensor, change: Tensor, t: Tensor) -> Tensor:
+        """The prediction at the same x_t whose eps_hat is larger by `change`, (b, c, h, w); x0_hat is less by s/a."""
+        a, s = self.coefficients(t, prediction)
+        if self.prediction_type == "epsilon":
+            return prediction + change
+        if self.prediction_type == "sample":
+            return prediction - s / a * change
+        if self.prediction_type == "v_prediction":
+            return prediction + (a + s * s / a) * change
+        return prediction + (1 + s / a) * change
+
     def ddim_sample(
         self, x: Tensor, top: int, count: int, predict: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:

@@ -28,7 +28,7 @@ class ZeroShot(Probe):
     A prompt per class stands in for the technique's own; all else of its conditioning and its calls stay. The error is
     that of the prediction which the reconstruction implies at the latent that all techniques share. template: of the
     prompts. stages: (copies, keep) pairs as for the technique `prompt-search`. loss: l2, l1 or huber, of eps, or of v
-    for flow models. seed: of the copies' noise. It has its own timesteps and noises, so one reading stands for all passes.
+    for flow models. seed: of the copies' noise. Timesteps and noises are its own, so one reading stands for all passes.
     """
 
     name = "zero-shot"

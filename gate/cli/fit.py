@@ -14,7 +14,8 @@ def fit(
         str,
         typer.Argument(
             metavar="NAME",
-            help="What to fit: lora, smooth-lora, controlnet, t2i-adapter, ip-adapter, textual-inversion, cleandift.",
+            help="What to fit: lora, smooth-lora, controlnet, t2i-adapter, ip-adapter, textual-inversion, cleandift, "
+            "info-latent.",
         ),
     ],
     images: Annotated[str | None, flag("Your images; captions as for gate screen.", "", "DIR")] = None,

@@ -16,8 +16,9 @@ class FitConfig(BaseModel):
     samples: images, of which the share `held_out`, at most 64, is kept apart to judge by. rate, text_rate: of the
     denoiser's and the text encoder's adapters. alpha: the LoRA's scaling is alpha / rank. control: what a ControlNet or
     T2I-Adapter is shown. token, vectors: the word of a textual inversion, "" for the output folder's name, and how many
-    vectors it has. smoothness: weight of smooth-lora's penalty. shared_below, shared_intervals: the denoiser learns
-    under one timestep condition per interval below this timestep (E-TSDM; 0: under its own). check_every: steps between two looks at the held-out images, each of which writes a checkpoint.
+    vectors it has. smoothness: weight of smooth-lora's penalty. shared_below, shared_intervals: below this timestep the
+    denoiser learns under one timestep condition per interval (E-TSDM; 0: under its own). check_every: steps between two
+    looks at the held-out images, each of which writes a checkpoint.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -59,7 +60,8 @@ class FitConfig(BaseModel):
     def _divided(self) -> FitConfig:
         if self.shared_below % self.shared_intervals:
             raise ValueError(
-                f"shared_intervals must divide shared_below; {self.shared_intervals} does not divide {self.shared_below}"
+                f"shared_intervals must divide shared_below, and {self.shared_intervals} does not divide "
+                f"{self.shared_below}"
             )
         return self
 

@@ -1,9 +1,10 @@
 """The numbers of one technique, and the fold that makes them from a stream of passes."""
 
+# long: one fold, additive over samples; its parts share every axis
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from gate.errors import PluginError
 from gate.metric import Metric, Pass
 from gate.noise_path import walk
 from gate.passes import Passed, Plan, reconstruct, single_pass
-from gate.probe import probe_map
+from gate.probe import Probe, probe_map
 from gate.request import Request, Response
 from gate.screening.pictures import PCA_SAMPLES, pca_image, pca_layer
 from gate.screening.shelf import IN_MEMORY, Shelf
@@ -147,7 +148,7 @@ class Tally:
             self._shelf("", cell).put(rows, probe_map(passed.response.features))
         for probe in self.bench.probes:
             if probe.reads == "passes" and (cell == (0, 0) or not probe.once):
-                self._shelf(probe.name, cell).put(rows, probe.read(self._seen(passed, again=True)))
+                self._shelf(probe.name, cell).put(rows, probe.read(self._seen(passed, ("second-pass",))))
 
     def _shelf(self, of: str, cell: Cell) -> Shelf:
         if (of, cell) not in self.maps:
@@ -175,18 +176,14 @@ class Tally:
             error = metric.error(eps=request.eps, eps_hat=eps_hat, x0=x0, x0_hat=x0_hat)
             self.out.prediction[metric.name][(*cell, rows)] = metric.rows(error, len(x0))
         for metric in self.bench.comparing("pass"):
-            needs = metric.needs
-            seen = self._seen(
-                passed, again=bool(needs & {"gradients", "second-pass"}), gradients="gradients" in needs
-            )
-            found = metric.measure(seen)
+            found = metric.measure(self._seen(passed, metric.needs))
             self.out.prediction[metric.name][(*cell, rows)] = metric.rows(found, len(x0))
 
-    def _seen(self, passed: Passed, *, again: bool, gradients: bool = False) -> Pass:
+    def _seen(self, passed: Passed, needs: Collection[str]) -> Pass:
         """The whole pass; another one goes through the technique as it is attached, and is not counted."""
 
-        def once_more(request: Request) -> Response:
-            with torch.set_grad_enabled(gradients):
+        def again(request: Request) -> Response:
+            with torch.set_grad_enabled("gradients" in needs):
                 return single_pass(self.plan.technique, request, self.plan.layers)
 
         return Pass(
@@ -194,7 +191,8 @@ class Tally:
             passed.response,
             self.reference,
             self.own,
-            once_more if again else None,
+            again if {"gradients", "second-pass"}.intersection(needs) else None,
+            self.bench.samples[passed.rows].samples if {"labels", "masks"}.intersection(needs) else (),
         )
 
     def _reconstruct(self, passed: Passed) -> None:
@@ -271,10 +269,9 @@ class Tally:
         self._judge_images()
         cells = (len(self.plan.timesteps), len(self.plan.seeds))
         for probe in bench.probes:
-            assert bench.folds is not None
             source = "" if probe.reads == "features" else probe.name
             for (i, s), shelf in ((cell, shelf) for (of, cell), shelf in self.maps.items() if of == source):
-                values, refit = probe.judge(shelf.array(), bench.samples, bench.folds)
+                values, refit = self._judged(probe, shelf.array())
                 found = probe.stored(values)
                 if len(found) != self.n:
                     raise PluginError(f"Probe {probe.name!r} gives {len(found)} rows for {self.n} samples.")
@@ -293,6 +290,13 @@ class Tally:
                 for key, values in tables.items():
                     tables[key] = np.repeat(values, bench.config.seeds, axis=1)
         return out
+
+    def _judged(self, probe: Probe, maps: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        bench = self.bench
+        assert bench.folds is not None
+        if probe.against == "reference":
+            return probe.compare(maps, bench.reference_maps, bench.samples, bench.folds), None
+        return probe.judge(maps, bench.samples, bench.folds)
 
     def _judge_images(self) -> None:
         if not self.images:

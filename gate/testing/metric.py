@@ -243,7 +243,8 @@ class _Passes(_Examination):
         request = batch.request(50, 0)
         reference = again(batch.clean_request(), False).features
         wanted = again if needs & {"gradients", "second-pass"} else None
-        seen = Pass(request, again(request, False), reference, reference, wanted)
+        known = chosen[::-1] if turned else chosen
+        seen = Pass(request, again(request, False), reference, reference, wanted, tuple(known))
         found = self.metric.rows(self.metric.measure(seen), len(chosen))
         return found[::-1] if turned else found
 
