@@ -37,6 +37,8 @@ class Cow(Technique):
     families = frozenset({"text", "unconditional"})
     leak = "inside the mask the latent is computed from the input by the denoiser itself"
     replaces_latent = True
+    listed = False
+    unlisted = "it takes 11 denoiser calls where vanilla takes one; name it to screen it"
     neutral: ClassVar = {"cycles": 0, "mask": "nowhere"}
 
     inversion: int = 4

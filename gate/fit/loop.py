@@ -125,10 +125,8 @@ def _folder(config: FitConfig, resume: bool) -> Path:
         if not (folder / CHECKPOINT).is_file():
             raise UsageError(f"{folder} holds no checkpoint to resume from.")
         known = json.loads(began.read_text(encoding="utf-8"))["config"]
-        if {
-            **FitConfig(name=config.name).facts(),
-            **known,
-        } != facts:  # an older fit lacks settings that came later
+        usual = FitConfig.model_validate({"name": config.name}).facts()  # an older fit lacks later settings
+        if {**usual, **known} != facts:
             raise ConfigurationError(f"{folder} was fitted with other settings; resume with the same ones.")
         return folder
     try:

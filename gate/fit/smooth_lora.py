@@ -52,7 +52,7 @@ class SmoothLoraTrainer(LoraTrainer):
 
     def end_step(self) -> None:
         if self._seen:
-            self.mean += DECAY * (torch.cat(self._seen).mean() - self.mean)
+            self.mean.add_(DECAY * (torch.cat(self._seen).mean() - self.mean))
 
     def loss(self, x_t: Tensor, eps: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:
         """(b,): the eps error and the penalty. Without gradients: the spread over these rows instead of it."""
