@@ -205,7 +205,7 @@ def jump(schedule: NoiseSchedule, x: Tensor, t: Tensor, t_next: Tensor, noise: T
     again. x, noise: (b, c, h, w); t <= t_next: (b,) long.
     """
     (a, s), (a_next, s_next) = schedule.coefficients(t, x), schedule.coefficients(t_next, x)
-    share = a_next / a
+    share = (a_next / a).where(_column(t != t_next, x), torch.ones_like(a))  # flow ends without a signal
     return share * x + (s_next**2 - (share * s) ** 2).clamp_min(0).sqrt() * noise
 
 
@@ -227,7 +227,13 @@ def ancestral_step(
     sigma = eta * s_next / s * (s**2 - (a * s_next / a_next) ** 2).clamp_min(0).sqrt()
     x0_hat, eps_hat = schedule.x0_from(prediction, x_t, t), schedule.eps_from(prediction, x_t, t)
     kept = (s_next**2 - sigma**2).clamp_min(0).sqrt()
-    return a_next * x0_hat + kept * eps_hat + sigma * noise
+    there = a_next * x0_hat + kept * eps_hat + sigma * noise
+    return there.where(_column(t != t_next, x_t), x_t)
+
+
+def _column(rows: Tensor, like: Tensor) -> Tensor:
+    """(b,) -> (b, 1, ...), on the device of `like`."""
+    return rows.to(like.device).view((-1,) + (1,) * (like.ndim - 1))
 
 
 def shared_timestep(t: Tensor, threshold: int = 100, intervals: int = 5) -> Tensor:

@@ -31,7 +31,7 @@ def table(rows: int, candidates: int, seed: int = 0) -> torch.Tensor:
 
 def asked(errors: torch.Tensor, seen: list[tuple[int, int, int]]) -> Any:
     def error(candidates: torch.Tensor, copy: int) -> torch.Tensor:
-        seen += [(row, c, copy) for row, c in enumerate(candidates.tolist())]
+        seen.extend((row, c, copy) for row, c in enumerate(candidates.tolist()))
         return errors[torch.arange(len(errors)), candidates, copy]
 
     return error

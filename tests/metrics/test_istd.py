@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+import gate
 from gate.metrics.istd import Istd
 from gate.noise_path import interpolated, walk
 from gate.registry import create_technique
@@ -64,3 +67,15 @@ def test_a_walk_is_its_own_frames_and_goes_through_the_technique(tiny: Any, scen
 def test_it_keeps_the_contract() -> None:
     report = check_metric("istd")
     assert report.ok, str(report)
+
+
+def test_a_screening_measures_it_beside_reconstructions(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    gate.screen(
+        techniques="freeu,cleandift", samples=4, timesteps=(50,), seeds=1, layers="mid", metrics="istd,lipschitz,eps",
+        probes="", image_samples=2, image_steps=1, output=str(out),
+    )  # fmt: skip
+    rows = {r["name"]: r for r in json.loads((out / "results.json").read_text())["ranking"]}
+    assert rows["freeu"]["images"]["istd"]["n"] == 2 == rows["cleandift"]["images"]["istd"]["n"]
+    assert rows["freeu"]["metrics"]["lipschitz"]["n"] == 4
+    assert rows["freeu"]["images"]["istd"]["value"] != 0
