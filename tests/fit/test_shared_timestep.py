@@ -13,7 +13,7 @@ from gate.fit import make_fit_config
 from gate.fit.report import fit_command, screen_command
 from gate.fit.trainer import create_trainer
 
-SMALL: dict[str, Any] = {"data": "scenes-held-out", "samples": 4, "rank": 1, "output": "x", "sheet": 0}
+SMALL: dict[str, Any] = {"data": "scenes-held-out", "samples": 8, "rank": 1, "output": "x", "sheet": 0}
 
 
 @pytest.mark.parametrize("name", ["lora", "controlnet", "t2i-adapter", "textual-inversion", "smooth-lora"])

@@ -14,7 +14,7 @@ from gate.fit.smooth_lora import DECAY, SmoothLoraTrainer, directions, variation
 from gate.fit.trainer import create_trainer
 
 SMALL: dict[str, Any] = {
-    "name": "smooth-lora", "data": "scenes-held-out", "samples": 6, "steps": 2, "check_every": 2, "batch_size": 2,
+    "name": "smooth-lora", "data": "scenes-held-out", "samples": 8, "steps": 2, "check_every": 2, "batch_size": 2,
     "rank": 2, "alpha": 2.0, "rate": 1e-3, "sheet": 0,
 }  # fmt: skip
 FILE = "pytorch_lora_weights.safetensors"

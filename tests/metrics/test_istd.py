@@ -72,10 +72,10 @@ def test_it_keeps_the_contract() -> None:
 def test_a_screening_measures_it_beside_reconstructions(tmp_path: Path) -> None:
     out = tmp_path / "run"
     gate.screen(
-        techniques="freeu,cleandift", samples=4, timesteps=(50,), seeds=1, layers="mid", metrics="istd,lipschitz,eps",
+        techniques="freeu,cleandift", samples=8, timesteps=(50,), seeds=1, layers="mid", metrics="istd,lipschitz,eps",
         probes="", image_samples=2, image_steps=1, output=str(out),
     )  # fmt: skip
     rows = {r["name"]: r for r in json.loads((out / "results.json").read_text())["ranking"]}
     assert rows["freeu"]["images"]["istd"]["n"] == 2 == rows["cleandift"]["images"]["istd"]["n"]
-    assert rows["freeu"]["metrics"]["lipschitz"]["n"] == 4
+    assert rows["freeu"]["metrics"]["lipschitz"]["n"] == 8
     assert rows["freeu"]["images"]["istd"]["value"] != 0
