@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gate.condition_search import NOISE, Loss, Stages, checked_loss, checked_stages
+from gate.condition_search import NOISE, Loss, checked_loss, checked_stages
 from gate.probe import Folds, Probe, label_counts, require_truth
 from gate.sample import SampleSet
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from gate.metric import Pass
 
 Array = npt.NDArray[Any]
-STAGES: Stages = ((2, 5), (4, 2), (8, 1))
+SMALLEST = 8  # rows that go through at once, where a batch is smaller
 
 
 class ZeroShot(Probe):
@@ -27,7 +28,9 @@ class ZeroShot(Probe):
 
     A prompt per class stands in for the technique's own; all else of its conditioning and its calls stay. The error is
     that of the prediction which the reconstruction implies at the latent that all techniques share. template: of the
-    prompts. stages: (copies, keep) pairs as for the technique `prompt-search`. loss: l2, l1 or huber, of eps, or of v
+    prompts. copies: noised copies of an image, evenly spaced; a class is dropped once it cannot be expected to catch up
+    (`gate.condition_search.race`, ours), the sooner the smaller `strictness`, inf for never. stages: the paper's fixed
+    (copies, keep) pairs instead, as for the technique `prompt-search`. loss: l2, l1 or huber, of eps, or of v
     for flow models. seed: of the copies' noise. Timesteps and noises are its own, so one reading stands for all passes.
     """
 
@@ -44,12 +47,17 @@ class ZeroShot(Probe):
         self,
         *,
         template: str = "a photo of a {name}",
-        stages: Sequence[Sequence[int]] = STAGES,
+        copies: int = 8,
+        strictness: float = 1.5,
+        stages: Sequence[Sequence[int]] = (),
         loss: Loss = "l2",
         seed: int = 0,
     ) -> None:
         checked_loss(loss)
-        self.template, self.stages, self.loss, self.seed = template, checked_stages(stages), loss, seed
+        if copies < 1 or strictness <= 0:
+            raise ValueError("copies are 1 or more and strictness is above 0.")
+        self.template, self.copies, self.strictness = template, copies, strictness
+        self.stages, self.loss, self.seed = checked_stages(stages) if stages else (), loss, seed
 
     def refuses(self, backbone: Backbone) -> str:
         return "" if "text" in backbone.traits else f"{backbone.name} takes no prompts."
@@ -59,24 +67,52 @@ class ZeroShot(Probe):
         import torch
         from torch.nn.functional import one_hot
 
-        from gate.condition_search import search
+        from gate.condition_search import race, search
 
         batch = seen.request.batch
         texts = [self.template.replace("{name}", name) for name in batch.class_names]
-        found = search(len(batch), len(texts), self.stages, lambda c, k: self._error(seen, texts, c, k))
+        rows = list(range(len(batch)))
+        if self.stages:
+            found = search(
+                len(batch),
+                len(texts),
+                self.stages,
+                lambda c, k: self._error(seen, texts, rows, c.tolist(), k),
+            )
+        else:
+            found = race(
+                len(batch),
+                len(texts),
+                self.copies,
+                self.strictness,
+                lambda r, c, k: self._error(seen, texts, r, c, k),
+            )
         return one_hot(torch.tensor(found), len(texts)).float()[..., None, None]
 
-    def _error(self, seen: Pass, texts: list[str], classes: Tensor, copy: int) -> Tensor:
-        """(b,) float64 of one copy, each row under the prompt of its own class."""
+    def _error(self, seen: Pass, texts: list[str], rows: list[int], classes: list[int], copy: int) -> Tensor:
+        """(m,) float64 of one copy: of these rows, each under the prompt of its class, a batch's length at once."""
+        import torch
+
+        size = max(len(seen.request.batch), SMALLEST)
+        parts = [slice(i, i + size) for i in range(0, len(rows), size)]
+        return torch.cat([self._some(seen, texts, rows[part], classes[part], copy) for part in parts])
+
+    def _some(self, seen: Pass, texts: list[str], rows: list[int], classes: list[int], copy: int) -> Tensor:
         from gate.condition_search import condition_error, copy_timestep, implied_prediction
 
         assert seen.again is not None
-        batch = seen.request.batch
-        backbone = batch.backbone
-        words = backbone.encode_prompts([texts[i] for i in classes.tolist()])
-        t = copy_timestep(copy, self.stages, len(backbone.schedule))
-        request = batch.request(t, self.seed + NOISE + copy, seen.request.conditioning.with_text(words))
-        request = request.with_(features=False)
+        whole = seen.request.batch
+        backbone = whole.backbone
+        batch = dataclasses.replace(
+            whole,
+            samples=tuple(whole.samples[row] for row in rows),
+            x0=whole.x0[rows],
+            neutral=whole.neutral.rows(rows),
+        )
+        words = backbone.encode_prompts([texts[i] for i in classes])
+        t = copy_timestep(copy, self.stages[-1][0] if self.stages else self.copies, len(backbone.schedule))
+        given = seen.request.conditioning.rows(rows).with_text(words)
+        request = batch.request(t, self.seed + NOISE + copy, given).with_(features=False)
         prediction = implied_prediction(backbone.schedule, seen.again(request).x0, request)
         return condition_error(backbone.schedule, prediction, request, self.loss)
 

@@ -105,7 +105,7 @@ class PromptSearch(Technique):
         from gate.condition_search import condition_error, copy_timestep
 
         backbone = batch.backbone
-        t = copy_timestep(copy, self.stages, len(backbone.schedule))
+        t = copy_timestep(copy, self.stages[-1][0], len(backbone.schedule))
         request = batch.request(t, self.seed + NOISE + copy, conditioning).with_(features=False)
         with torch.no_grad():
             prediction = backbone.denoise(request).prediction

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from safetensors.numpy import load_file
 from small_pipelines import build
 
 import gate
-from gate.condition_search import NOISE, search_calls
+from gate.condition_search import NOISE
 from gate.data import load_data
 from gate.metric import Pass
 from gate.passes import single_pass
 from gate.probe import make_folds
-from gate.probes.zero_shot import STAGES, ZeroShot
+from gate.probes.zero_shot import ZeroShot
 from gate.registry import create_technique
 from gate.technique import Technique
 from gate.testing import check_probe
@@ -57,15 +58,15 @@ def test_without_pruning_it_is_the_exhaustive_argmin(tiny: Any, scenes: Any) -> 
     assert read(tiny, scenes[:6], ZeroShot(stages=((2, 1),))) == exhaustive(tiny, scenes[:6], 2)
 
 
-def test_the_stages_that_ship_take_two_fifths_of_the_calls_or_less() -> None:
-    assert search_calls(14, STAGES) <= 0.4 * 14 * STAGES[-1][0]
+def test_a_race_without_a_limit_is_exhaustive(tiny: Any, scenes: Any) -> None:
+    assert read(tiny, scenes[:6], ZeroShot(copies=2, strictness=math.inf)) == exhaustive(tiny, scenes[:6], 2)
 
 
 @pytest.mark.slow
 def test_pruned_equals_exhaustive_and_beats_chance(tiny: Any) -> None:
-    """docs/systems.md has the same for 256 scenes: here on 48, of art that the model was trained on."""
+    """docs/systems.md has the share on more scenes: here on 48, of art that the model was trained on."""
     samples = load_data("scenes-trained", n=48, size=64, seed=5)
-    pruned, full = read(tiny, samples, ZeroShot()), exhaustive(tiny, samples, STAGES[-1][0])
+    pruned, full = read(tiny, samples, ZeroShot()), exhaustive(tiny, samples, 8)
     assert np.mean(np.array(pruned) == full) >= 0.95
     assert np.mean([p == s.label for p, s in zip(pruned, samples, strict=True)]) > 4 / 14
 
@@ -83,14 +84,14 @@ def test_it_goes_through_the_technique_and_each_loss_answers(tiny: Any, scenes: 
         technique = create_technique(name) if name else Technique()
         with torch.no_grad(), technique.attach(tiny):
             look = seen(tiny, scenes[:2], technique)
-            errors.append(probe._error(look, ["a bird"], torch.zeros(2, dtype=torch.long), 0))
+            errors.append(probe._error(look, ["a bird"], [0, 1], [0, 0], 0))
     assert not torch.equal(*errors)
 
 
 def test_equal_prompts_differ_by_exactly_nothing(tiny: Any, scenes: Any) -> None:
     probe, look = ZeroShot(), seen(tiny, scenes[:2], Technique())
     with torch.no_grad():
-        first, second = (probe._error(look, ["a bird", "a bird"], torch.full((2,), c), 3) for c in (0, 1))
+        first, second = (probe._error(look, ["a bird", "a bird"], [0, 1], [c, c], 3) for c in (0, 1))
     assert torch.equal(first, second)
 
 
