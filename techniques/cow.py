@@ -47,7 +47,7 @@ class Cow(Technique):
     construct: int = 2
     eta: float = 1.0
     mask: Mask = "edges"
-    dilation: int = 0
+    dilation: int = 1
 
     def __post_init__(self) -> None:
         if min(self.inversion, self.window, self.construct) < 1 or min(self.cycles, self.dilation) < 0:
