@@ -85,7 +85,8 @@ def test_every_setting_of_a_fit_can_be_given_to_its_command(
     awkward = config.model_copy(update={"output": "out, put"})
     asked = understood(screen_command(awkward), monkeypatch)
     assert asked.images == "photos" and asked.captions == "captions.csv"
-    assert create_technique(asked.techniques[0]).settings["weights"] == "out, put"
+    shared, own = create_technique(asked.techniques[0]).settings.values()
+    assert own["weights"] == "out, put" and shared == {"threshold": 60, "intervals": 3}
     assert "[weights=out]" in screen_command(config), "quoted only where it must be"
 
 

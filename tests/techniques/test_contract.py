@@ -86,7 +86,7 @@ def test_all_of_this_project_are_listed_and_load() -> None:
         "prompt", "generic-prompt", "shuffled-prompt", "guidance", "freeu", "ddim-inversion",
         "noise-ensemble", "timestep-ensemble", "shared-timestep", "prompt-search",
         "lora", "controlnet", "t2i-adapter", "ip-adapter", "textual-inversion", "cleandift", "caption",
-        "smooth-lora", "cow",
+        "smooth-lora", "cow", "self-guidance", "info-latent", "mixture-t",
     }  # fmt: skip
     assert not [p.error for p in ours if p.error]
 
