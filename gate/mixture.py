@@ -54,7 +54,7 @@ class AdaptiveT:
         return T_MIN + round(self.p * (T_MAX - T_MIN))
 
     def see(self, logits: Array) -> None:
-        """The discriminator's logits of a batch of real rows; every EVERY batches, p moves."""
+        """The discriminator's logits of a batch of real rows, > 0 where it is right; every EVERY batches, p moves."""
         self._signs.append(float(np.sign(logits).mean()))
         if len(self._signs) == EVERY:
             step = int(np.sign(np.mean(self._signs) - TARGET)) * EVERY * self.batch

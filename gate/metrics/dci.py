@@ -37,7 +37,7 @@ def disentanglement(importance: Array) -> Doubles:
 
 
 def ridge_importance(x: Array, labels: Array, weights: Array) -> Doubles:
-    """|W| of a ridge from standardised codes to one-hot classes, (..., d, k). x: (n, d); labels: (n,) int; weights:
+    """W^2 of a ridge from standardised codes to one-hot classes, (..., d, k). x: (n, d); labels: (n,) int; weights:
     (..., n), how often each row counts."""
     std = x.std(axis=0)
     z = (x - x.mean(axis=0)) / np.where(std > 0, std, 1)
@@ -51,8 +51,8 @@ def ridge_importance(x: Array, labels: Array, weights: Array) -> Doubles:
     first = (weights @ joint)[..., None]
     centred = second - first[..., :d, :] * first.swapaxes(-1, -2) / total
     gram = centred[..., :d] + ALPHA * total * np.eye(d)
-    found = np.abs(np.linalg.solve(gram, centred[..., d:]))
-    return np.where(found > ROUNDING, found, 0)
+    found = np.square(np.linalg.solve(gram, centred[..., d:]))
+    return np.where(found > ROUNDING**2, found, 0)
 
 
 def coded(seen: Pass) -> Tensor:
@@ -74,8 +74,10 @@ class Dci(Metric):
     """Disentanglement: 1 where each channel matters for one class, 0 where each matters for all alike.
 
     Channels: 32 spread evenly over the layers, averaged over positions. Factors: the classes, each against the rest
-    (the papers have factors of generation or attributes of faces). Importance: weights of a ridge (theirs: lasso or
-    trees). Of features and of classes it is ours; InfoDiffusion (Wang et al. 2023) measures its code so.
+    (the papers have factors of generation or attributes of faces). Importance: squared weights of a ridge on
+    standardised codes, the variance that each gives (theirs: lasso or trees); squares, for classes exclude each
+    other, and every code of one says a little against all others. Of features and of classes it is ours;
+    InfoDiffusion (Wang et al. 2023) measures its code so.
     """
 
     name = "dci"
