@@ -22,7 +22,7 @@ __all__ = ["Compares", "Direction", "Metric", "Need", "Pass", "as_float", "lengt
 
 T = TypeVar("T")
 Singles = npt.NDArray[np.float32]
-Compares = Literal["feature", "prediction", "image", "pass"]
+Compares = Literal["feature", "prediction", "image", "pass", "path"]
 Need = Literal["features", "predictions", "latents", "gradients", "second-pass", "labels", "masks"]
 
 NEEDS = ("features", "predictions", "latents", "gradients", "second-pass", "labels", "masks")
@@ -32,11 +32,13 @@ _METHODS: dict[str, str] = {
     "prediction": "error",
     "image": "distance",
     "pass": "measure",
+    "path": "spread",
 }
 _DEFAULT_NEEDS: dict[str, frozenset[Need]] = {
     "feature": frozenset({"features"}),
     "prediction": frozenset({"predictions", "latents"}),
     "image": frozenset(),
+    "path": frozenset(),
     "pass": frozenset({"features", "predictions", "latents"}),
 }
 
@@ -66,12 +68,12 @@ class Metric(Measure):
     name: what the command line calls it. summary: one line. source: paper and equation. unit: what the stored number
     counts. direction, range: which way is better, and what it can be (`gate.measure.Measure`: the better end is
     finite). compares: what is looked at, and so which method is called: "feature" -> `shift`, "prediction" ->
-    `error`, "image" -> `distance`, "pass" -> `measure`. needs: of "features", "predictions", "latents", "gradients",
-    "second-pass", "labels", "masks"; what it compares settles the usual ones. columns_each: how many numbers a sample
-    has, where the figure is another function of sums (`error_of_sums`) or of the set (`error_of_set`).
-    scale_invariant: whether multiplying the measured side alone by a positive number leaves the value as it is; where
-    it does not, a technique that shrinks its features can look closer than it is. weakness: what the metric cannot
-    see or is fooled by, one sentence for reports.
+    `error`, "image" -> `distance`, "pass" -> `measure`, "path" -> `spread`. needs: of "features", "predictions",
+    "latents", "gradients", "second-pass", "labels", "masks"; what it compares settles the usual ones. columns_each:
+    how many numbers a sample has, where the figure is another function of sums (`error_of_sums`) or of the set
+    (`error_of_set`). scale_invariant: whether multiplying the measured side alone by a positive number leaves the
+    value as it is; where it does not, a technique that shrinks its features can look closer than it is. weakness:
+    what the metric cannot see or is fooled by, one sentence for reports.
 
     Every method returns one number per sample, (b,), or one row of columns, (b, m), that depends on that sample
     alone, never on the rest of the batch, and passes NaN on: a metric that hides a broken feature is worse than none.
@@ -130,6 +132,14 @@ class Metric(Measure):
         Both (b, 3, h, w) float RGB in [0, 1]. Returns (b,) in `range`, or (b, m) columns.
         """
         raise self._has_another("distance")
+
+    def spread(self, frames: Tensor) -> Tensor:
+        """How unevenly what is generated changes while its noise is moved from one draw to another.
+
+        frames: (b, k, 3, h, w) float RGB in [0, 1], k equal steps of the noise (`gate.noise_path`). Returns (b,) in
+        `range`, or (b, m) columns.
+        """
+        raise self._has_another("spread")
 
     def measure(self, seen: Pass) -> Tensor:
         """What a whole pass shows, one number for all its layers. Returns (b,) in `range`, or (b, m) columns."""

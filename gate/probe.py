@@ -1,5 +1,6 @@
 """What a probe is: a small model on features of a few labelled samples, judged where it did not train."""
 
+# long: the contract of probes and the maps and counts that all of them share
 from __future__ import annotations
 
 import hashlib
@@ -18,6 +19,9 @@ from gate.sample import MIN_SAMPLES, SampleSet
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from gate.backbone import Backbone
+    from gate.metric import Pass
 
 Needs = Literal["labels", "masks", ""]
 Against = Literal["truth", "reference"]
@@ -100,10 +104,14 @@ class Probe(Measure):
     name: what the command line calls it. summary: one line. source: paper or library. needs: the truth it reads,
     "labels" or "masks"; "" for one that reads none. figure: "miou" or "balanced-accuracy" of the confusion counts that
     it returns; "" for a probe with a figure of its own, which states direction and range and, where its number is not
-    the mean of one column, `error_of_sums` or `error_of_set` (`gate.measure.Measure`). against: what features are
-    judged by: the truth, by `evaluate`, or the maps of the reference F_ref, by `compare`.
+    the mean of one column, `error_of_sums` or `error_of_set` (`gate.measure.Measure`). reads: "features", the map of
+    all layers; "passes" for a probe that asks the denoiser itself and writes `read`. once: whether a technique's first
+    pass stands for its other timesteps and seeds. against: what features are judged by: the truth, by `evaluate`, or
+    the maps of the reference F_ref, by `compare`.
     """
 
+    reads: ClassVar[Literal["features", "passes"]] = "features"
+    once: ClassVar[bool] = False
     against: ClassVar[Against] = "truth"
     needs: ClassVar[Needs] = "labels"
     figure: ClassVar[Figure | Literal[""]] = "balanced-accuracy"
@@ -131,6 +139,19 @@ class Probe(Measure):
         method = "evaluate" if cls.against == "truth" else "compare"
         if getattr(cls, method) is getattr(Probe, method):
             raise PluginError(f"Probe {cls.name!r} must define `{method}`.")
+        if (cls.reads == "passes") != (cls.read is not Probe.read):
+            raise PluginError(
+                f"Probe {cls.name!r} reads {cls.reads!r}: `read` goes with 'passes', and only with it."
+            )
+
+    def refuses(self, backbone: Backbone) -> str:
+        """Why it cannot be asked on this backbone, one sentence; "" where it can."""
+        return ""
+
+    def read(self, seen: Pass) -> Tensor:
+        """What `evaluate` is given of one pass instead of the features' map: (b, c, h, w) float32, a row a sample that
+        depends on that sample alone. `seen.again` makes further passes through the technique, which are not its own."""
+        raise PluginError(f"Probe {self.name!r} reads {self.reads}: it has no `read`.")
 
     def evaluate(self, features: Array, samples: SampleSet, folds: Folds) -> Array:
         """What each sample adds to the figure, from the model that did not see it.

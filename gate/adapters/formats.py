@@ -18,3 +18,5 @@ PUBLIC_IP_ADAPTERS: Mapping[int, tuple[str, str, str]] = {
 }
 CONTROL_IMAGES = ("canny", "soft-edges", "tile", "depth")
 DEPTH_MODEL = "Intel/dpt-large"
+# by the width of the denoiser's cross-attention
+PUBLIC_SMOOTH_LORAS: Mapping[int, str] = {768: "shi-labs/smooth-diffusion-lora"}

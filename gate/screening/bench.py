@@ -137,9 +137,13 @@ def open_bench(config: ScreenConfig, *, scratch: Path | None = None, log: Log = 
             f"A screening needs {MIN_SAMPLES} images or more; {samples.name} has {len(samples)}."
         )
     metrics = [
-        m for m in select_plugins("metric", config.metrics) if _served(m, samples, config.metrics, log)
+        m
+        for m in select_plugins("metric", config.metrics)
+        if _served(m, backbone, samples, config.metrics, log)
     ]
-    probes = [p for p in select_plugins("probe", config.probes) if _served(p, samples, config.probes, log)]
+    probes = [
+        p for p in select_plugins("probe", config.probes) if _served(p, backbone, samples, config.probes, log)
+    ]
     return prepare(backbone, samples, config, metrics, probes, scratch=scratch)
 
 
@@ -188,17 +192,24 @@ def prepare(
     )
 
 
-def _served(measure: Metric | Probe, samples: SampleSet, asked: tuple[str, ...], log: Log) -> bool:
-    """Whether the samples carry the truth that it reads; what is named is refused, of `standard` and `all` left out."""
-    kind, needs = (
-        ("metric", measure.needs) if isinstance(measure, Metric) else ("probe", frozenset({measure.needs}))
+def _served(
+    measure: Metric | Probe, backbone: Backbone, samples: SampleSet, asked: tuple[str, ...], log: Log
+) -> bool:
+    """Whether samples and backbone have what it reads; what is named is refused, of `standard` and `all` left out."""
+    kind, needs, reason = (
+        ("metric", measure.needs, "")
+        if isinstance(measure, Metric)
+        else ("probe", frozenset({measure.needs}), measure.refuses(backbone))
     )
     present = {"labels": samples.has_labels, "masks": samples.has_masks}
     missing = [what for what, there in present.items() if what in needs and not there]
-    if missing and asked not in (("all",), ("standard",)):
+    named = asked not in (("all",), ("standard",))
+    if missing and named:
         raise ConfigurationError(
             f"The {kind} {measure.name} needs {missing[0]}, and {samples.name} has none; add them."
         )
-    if missing:
-        log(f"{kind} {measure.name} is left out: {samples.name} has no {missing[0]}")
-    return not missing
+    if reason and named:
+        raise ConfigurationError(f"The {kind} {measure.name} cannot be asked: {reason} Leave it out.")
+    if missing or reason:
+        log(f"{kind} {measure.name} is left out: {reason or f'{samples.name} has no {missing[0]}'}")
+    return not (missing or reason)
