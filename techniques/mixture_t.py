@@ -34,6 +34,8 @@ class MixtureT(Technique):
     families = frozenset({"text", "unconditional"})
     leak = "half of what is averaged comes from the input's own latent without noise"
     replaces_latent = True
+    listed = False
+    unlisted = "it takes 4 denoiser calls where vanilla takes one; name it to screen it"
     neutral: ClassVar = {"members": 0}
 
     members: int = 3

@@ -40,6 +40,8 @@ class SelfGuidance(Technique):
     summary = "Reach t by a step that is guided to the image's own group of features."
     source = "ours; after Hu et al. 2023 (arXiv 2312.08825), Eq. 10"
     families = frozenset({"text", "unconditional"})
+    listed = False
+    unlisted = "it takes 3 denoiser calls, one of them with a gradient, where vanilla takes one; name it to screen it"
     neutral: ClassVar = {"scale": 0.0}
 
     scale: float = 3.0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from small_pipelines import build
 
 from gate.backbone import Backbone
 from gate.passes import single_pass
@@ -65,3 +68,33 @@ def test_without_the_clean_half_it_costs_a_call_less() -> None:
     with pytest.raises(ValueError, match="members"):
         MixtureT(members=-1)
     assert np.isclose(MixtureT(clean=0.25).clean, 0.25)
+
+
+def test_it_keeps_the_contract(backbone: Backbone, samples: SampleSet) -> None:
+    from gate.testing import check_technique
+
+    for name in ("mixture-t[members=2]", "mixture-t[members=2,clean=0]"):
+        report = check_technique(name, backbone, samples)
+        assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("family", ["sdxl", "pixart"])
+def test_it_keeps_the_contract_on_other_families(family: str, tmp_path: Path) -> None:
+    import gate
+    from gate.data import load_data
+    from gate.testing import check_technique
+
+    other = gate.load_backbone(str(build(family, tmp_path)), device="cpu", dtype="float32")
+    report = check_technique(
+        "mixture-t[members=2]", other, load_data("scenes-held-out", n=3, size=other.image_size)
+    )
+    assert report.ok, str(report)
+
+
+def test_the_dear_ones_are_not_in_all_and_say_why() -> None:
+    from gate.registry import everything
+
+    for name in ("mixture-t", "self-guidance"):
+        technique = create_technique(name)
+        assert name not in everything() and f"{technique.cost.total:g} denoiser calls" in technique.unlisted
+    assert "info-latent" in everything()

@@ -103,5 +103,6 @@ def test_a_changed_eps_is_the_same_change_for_every_prediction_type(kind: str) -
 def test_it_keeps_the_contract_on_other_families(family: str, tmp_path: Path) -> None:
     backbone = gate.load_backbone(str(build(family, tmp_path)), device="cpu", dtype="float32")
     samples = load_data("scenes-held-out", n=3, size=backbone.image_size)
-    report = check_technique("self-guidance", backbone, samples)
+    # a long DDIM step by random weights leaves the image, guided or not
+    report = check_technique("self-guidance[lead=1]", backbone, samples)
     assert report.ok, str(report)
