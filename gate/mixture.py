@@ -32,7 +32,7 @@ def signal_and_noise(t: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.
 
 
 class AdaptiveT:
-    """How far the noise reaches: T = T_MIN + round(p (T_MAX - T_MIN)), p in [0, 1] (Wang et al. 2022, Eq. 6 and 7).
+    """How far the noise reaches: T = T_MIN + round(p (T_MAX - T_MIN)), p in [0, 1] (Wang et al. 2022).
 
     Every EVERY batches p moves by sign(E sign(D(real)) - TARGET) EVERY batch / (1000 kimg), so a discriminator that is
     always right drives it from 0 to 1 over 1000 kimg samples. Counted in samples: no rounding adds up.

@@ -41,7 +41,7 @@ class TwoSample(Probe):
 
     name = "two-sample"
     summary = "Held-out accuracy of telling features from the reference under adaptive noise"
-    source = "Wang et al. 2022, Diffusion-GAN (arXiv 2206.02262), Eq. 5-7"
+    source = "Wang et al. 2022, Diffusion-GAN (arXiv 2206.02262)"
     needs = ""
     figure = ""
     direction = "lower"

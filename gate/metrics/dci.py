@@ -22,7 +22,7 @@ ALPHA = 0.25  # of the ridge, a sample: as many samples as columns must not be l
 
 
 def disentanglement(importance: Array) -> Doubles:
-    """D of DCI (Eastwood and Williams 2018, section 2): sum_i rho_i (1 - H_k(P_i)), in [0, 1].
+    """D of DCI (Eastwood and Williams 2018): sum_i rho_i (1 - H_k(P_i)), in [0, 1].
 
     importance: (..., d, k) >= 0, of each of d codes for each of k factors. P_i: the row over its sum; H_k: entropy to
     base k; rho_i: the row's share of all importance. One-hot rows give 1, uniform ones 0. Returns (...).
@@ -82,9 +82,7 @@ class Dci(Metric):
 
     name = "dci"
     summary = "Disentanglement of channels over classes: whether each channel speaks of one class alone"
-    source = (
-        "Eastwood and Williams 2018, DCI, section 2; as used by Wang et al. 2023 (arXiv 2306.08757), Table 2"
-    )
+    source = "Eastwood and Williams 2018, DCI; as used by Wang et al. 2023 (arXiv 2306.08757)"
     unit = "1 - entropy to base k, weighted by importance"
     direction = "higher"
     range = (0.0, 1.0)
