@@ -32,7 +32,7 @@ def signal_and_noise(t: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.
 
 
 class AdaptiveT:
-    """How far the noise reaches: T = T_MIN + round(p (T_MAX - T_MIN)), p in [0, 1] (Wang et al. 2022, Eq. 6 and 7).
+    """How far the noise reaches: T = T_MIN + round(p (T_MAX - T_MIN)), p in [0, 1] (Wang et al. 2022).
 
     Every EVERY batches p moves by sign(E sign(D(real)) - TARGET) EVERY batch / (1000 kimg), so a discriminator that is
     always right drives it from 0 to 1 over 1000 kimg samples. Counted in samples: no rounding adds up.
@@ -54,7 +54,7 @@ class AdaptiveT:
         return T_MIN + round(self.p * (T_MAX - T_MIN))
 
     def see(self, logits: Array) -> None:
-        """The discriminator's logits of a batch of real rows; every EVERY batches, p moves."""
+        """The discriminator's logits of a batch of real rows, > 0 where it is right; every EVERY batches, p moves."""
         self._signs.append(float(np.sign(logits).mean()))
         if len(self._signs) == EVERY:
             step = int(np.sign(np.mean(self._signs) - TARGET)) * EVERY * self.batch

@@ -18,7 +18,7 @@ def sinkhorn(scores: Array, eps: float = EPS, iterations: int = ITERATIONS) -> D
     """The plan Q, (b, k) >= 0, near exp(scores / eps), whose prototypes carry 1/k each and whose rows 1/b each.
 
     scores: (b, k), cosines of b rows to k prototypes. Each iteration scales prototypes first, rows last (Cuturi 2013;
-    Caron et al. 2020, SwAV, section 3.2), so rows are exact after any number of iterations and prototypes in the limit.
+    Caron et al. 2020, SwAV), so rows are exact after any number of iterations and prototypes in the limit.
     eps -> inf gives 1 / (b k) everywhere. In float64 and logarithms: no score can overflow.
     """
     b, k = scores.shape

@@ -20,6 +20,7 @@ DIMENSIONS = 32  # principal directions of the pooled features
 HIDDEN = 32
 BATCH = 32  # of each kind
 DRAWS = 16  # of noise that a held-out sample is judged under
+APART = 0.25  # of the training rows: T follows them, and the discriminator does not learn from them
 NOISE = 0.5  # standard deviation, of features that have 1
 RATE, DECAY = 3e-3, 1e-3
 LEAK = 0.2  # slope of the units below zero
@@ -32,14 +33,15 @@ class TwoSample(Probe):
     and noised at t: half of the draws at t = 0, half at t ~ pi(t) on 1 ... T, with T growing while the discriminator
     is right and shrinking while it is not (`gate.mixture.AdaptiveT`). A plain two-sample test is right always as soon
     as shifts are large; under noise that follows it, a larger shift still shows. The discriminator, one hidden layer
-    told t, learns on the other folds; a figure on frozen features in place of a generator's loss is ours, and so are
-    kimg, how many thousand samples drive T from end to end (the paper's 100 would take a minute a technique), and
-    steps. seed: of its first weights, batches and noise.
+    told t, learns on the other folds. Ours: a figure on frozen features in place of a generator's loss; T follows
+    rows of both kinds that are kept apart, for of a few dozen it would else measure memory; kimg, how many thousand
+    samples drive T from end to end (the paper's 100 would take a minute a technique), and steps. noise: its standard
+    deviation. seed: of first weights, batches and noise.
     """
 
     name = "two-sample"
     summary = "Held-out accuracy of telling features from the reference under adaptive noise"
-    source = "Wang et al. 2022, Diffusion-GAN (arXiv 2206.02262), Eq. 5-7"
+    source = "Wang et al. 2022, Diffusion-GAN (arXiv 2206.02262)"
     needs = ""
     figure = ""
     direction = "lower"
@@ -62,7 +64,7 @@ class TwoSample(Probe):
             ordered = train[np.argsort([ids[i] for i in train], kind="stable")]
             mean, std = moments(real[ordered])
             x, y = (((rows - mean) / std).astype(np.float64) for rows in (real, made))
-            directions = _main_directions(np.concatenate([x[ordered], y[ordered]]))
+            directions = _main_directions(x[ordered], y[ordered])
             x, y = x @ directions, y @ directions
             judge, adaptive = self._trained(x[ordered], y[ordered], fold)
             for i in test:
@@ -76,13 +78,22 @@ class TwoSample(Probe):
         rng = _generator(f"two-sample/{self.seed}/{fold}")
         judge, adaptive = Discriminator(real.shape[1], rng), AdaptiveT(BATCH, self.kimg)
         truth = np.repeat([1.0, 0.0], BATCH)
+        order = rng.permutation(len(real))
+        apart = max(1, round(APART * len(real)))
         for _ in range(self.steps):
-            rows = rng.integers(len(real), size=(2, BATCH))
-            t = _mixture(rng, 2 * BATCH, adaptive.t)
-            seen = self._noised(np.concatenate([real[rows[0]], made[rows[1]]]), t, rng)
-            logits = judge.learn(seen, t, truth)
-            adaptive.see(logits[:BATCH])
+            noised, t = self._drawn(real, made, order[apart:], adaptive.t, rng)
+            judge.learn(noised, t, truth)
+            noised, t = self._drawn(real, made, order[:apart], adaptive.t, rng)
+            adaptive.see(judge(noised, t) * (2 * truth - 1))
         return judge, adaptive
+
+    def _drawn(
+        self, real: Doubles, made: Doubles, among: Array, t_max: int, rng: np.random.Generator
+    ) -> tuple[Doubles, Array]:
+        """BATCH rows of each kind out of `among`, noised, and their t."""
+        rows = among[rng.integers(len(among), size=(2, BATCH))]
+        t = _mixture(rng, 2 * BATCH, t_max)
+        return self._noised(np.concatenate([real[rows[0]], made[rows[1]]]), t, rng), t
 
     def _share_right(
         self, judge: Discriminator, adaptive: AdaptiveT, real: Doubles, made: Doubles, identity: str
@@ -146,13 +157,15 @@ def _mixture(rng: np.random.Generator, n: int, t: int) -> npt.NDArray[np.int64]:
     return drawn
 
 
-def _main_directions(rows: Doubles) -> Doubles:
-    """(c, m): scaled so that rows have variance 1 along the average direction; m is 32, or what the rows span."""
-    centred = rows - rows.mean(axis=0)
-    _, lengths, directions = np.linalg.svd(centred, full_matrices=False)
+def _main_directions(real: Doubles, made: Doubles) -> Doubles:
+    """The main directions of both kinds together, (c, m), scaled so that real rows have variance 1 on average along
+    them; m is 32, or what the rows span."""
+    rows = np.concatenate([real, made])
+    _, lengths, directions = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
     kept = min(DIMENSIONS, int((lengths > 1e-9 * max(lengths[0], 1e-300)).sum()) or 1)
-    spread = np.sqrt((lengths[:kept] ** 2).mean() / len(rows))
-    return np.asarray(directions[:kept].T / (spread if spread > 0 else 1))
+    found = directions[:kept].T
+    spread = np.sqrt((((real - real.mean(axis=0)) @ found) ** 2).mean())
+    return np.asarray(found / (spread if spread > 0 else 1))
 
 
 def _generator(key: str) -> np.random.Generator:

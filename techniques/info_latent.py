@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class InfoLatent(Technique):
-    """InfoDiffusion (Wang et al. 2023, section 3) on a frozen backbone (ours): an encoder of x0 gives 32 numbers, a
+    """InfoDiffusion (Wang et al. 2023) on a frozen backbone (ours): an encoder of x0 gives 32 numbers, a
     linear map of them joins the time embedding, in every call.
 
     The paper trains encoder and denoiser together and feeds the code to AdaGN in every block; here `gate fit

@@ -21,7 +21,7 @@ FAR = 1 << 40  # from the noise seeds of users and of ensembles
 class MixtureT(Technique):
     """F = 1/2 F(x_0, 0) + 1/2 mean over k of F(x_{t_k}, t_k), t_k ~ pi(t) ~ t on 1 ... T, T the pass's timestep.
 
-    Ours: Diffusion-GAN (Wang et al. 2022, Eq. 5) shows its discriminator half clean samples, half at levels drawn
+    Ours: Diffusion-GAN (Wang et al. 2022) shows its discriminator half clean samples, half at levels drawn
     with the priority pi, which favours the strongest noise; here one feature is averaged over that mixture. members:
     draws of pi, stratified, each with its own noise, a function of (seed, sample id); 0 is vanilla. clean: the weight
     of the clean half. The T that adapts is the probe's (`two-sample`): extraction is asked for one timestep, and that
@@ -34,6 +34,8 @@ class MixtureT(Technique):
     families = frozenset({"text", "unconditional"})
     leak = "half of what is averaged comes from the input's own latent without noise"
     replaces_latent = True
+    listed = False
+    unlisted = "it takes 4 denoiser calls where vanilla takes one; name it to screen it"
     neutral: ClassVar = {"members": 0}
 
     members: int = 3

@@ -24,7 +24,7 @@ MIN_SIDE = 8  # positions, as Stable Diffusion's mid block has
 
 @dataclass(kw_only=True)
 class SelfGuidance(Technique):
-    """eps' = eps - scale sqrt(1 - abar) grad_{x_t} log softmax(C z(x_t) / temperature)[k(x0)] (Hu et al. 2023, Eq. 10,
+    """eps' = eps - scale sqrt(1 - abar) grad_{x_t} log softmax(C z(x_t) / temperature)[k(x0)] (Hu et al. 2023,
     with a gradient in place of a trained head).
 
     z: the deepest feature, averaged over positions, standardised, of unit length; C: prototypes, fitted by
@@ -38,8 +38,10 @@ class SelfGuidance(Technique):
 
     name = "self-guidance"
     summary = "Reach t by a step that is guided to the image's own group of features."
-    source = "ours; after Hu et al. 2023 (arXiv 2312.08825), Eq. 10"
+    source = "ours; after Hu et al. 2023 (arXiv 2312.08825)"
     families = frozenset({"text", "unconditional"})
+    listed = False
+    unlisted = "it takes 3 denoiser calls, one of them with a gradient, where vanilla takes one; name it to screen it"
     neutral: ClassVar = {"scale": 0.0}
 
     scale: float = 3.0

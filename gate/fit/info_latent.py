@@ -26,7 +26,7 @@ AT_ONCE = 32  # images encoded at once
 
 
 class InfoLatentTrainer(Trainer):
-    """Wang et al. 2023 (arXiv 2306.08757), Eq. 8: eps error + x0 error / T + 0.1 MMD(N(0, I), a); the backbone is
+    """Wang et al. 2023 (arXiv 2306.08757): eps error + x0 error / T + 0.1 MMD(N(0, I), a); the backbone is
     frozen (ours), the encoder reads x0, is deterministic, and what it adds to the time embedding starts at zero.
 
     The x0 error is (s_t / a_t)^2 times the eps error, so one prediction gives both. Rate 1e-3 and 600 steps on small

@@ -22,7 +22,7 @@ ALPHA = 0.25  # of the ridge, a sample: as many samples as columns must not be l
 
 
 def disentanglement(importance: Array) -> Doubles:
-    """D of DCI (Eastwood and Williams 2018, section 2): sum_i rho_i (1 - H_k(P_i)), in [0, 1].
+    """D of DCI (Eastwood and Williams 2018): sum_i rho_i (1 - H_k(P_i)), in [0, 1].
 
     importance: (..., d, k) >= 0, of each of d codes for each of k factors. P_i: the row over its sum; H_k: entropy to
     base k; rho_i: the row's share of all importance. One-hot rows give 1, uniform ones 0. Returns (...).
@@ -37,7 +37,7 @@ def disentanglement(importance: Array) -> Doubles:
 
 
 def ridge_importance(x: Array, labels: Array, weights: Array) -> Doubles:
-    """|W| of a ridge from standardised codes to one-hot classes, (..., d, k). x: (n, d); labels: (n,) int; weights:
+    """W^2 of a ridge from standardised codes to one-hot classes, (..., d, k). x: (n, d); labels: (n,) int; weights:
     (..., n), how often each row counts."""
     std = x.std(axis=0)
     z = (x - x.mean(axis=0)) / np.where(std > 0, std, 1)
@@ -51,8 +51,8 @@ def ridge_importance(x: Array, labels: Array, weights: Array) -> Doubles:
     first = (weights @ joint)[..., None]
     centred = second - first[..., :d, :] * first.swapaxes(-1, -2) / total
     gram = centred[..., :d] + ALPHA * total * np.eye(d)
-    found = np.abs(np.linalg.solve(gram, centred[..., d:]))
-    return np.where(found > ROUNDING, found, 0)
+    found = np.square(np.linalg.solve(gram, centred[..., d:]))
+    return np.where(found > ROUNDING**2, found, 0)
 
 
 def coded(seen: Pass) -> Tensor:
@@ -74,15 +74,15 @@ class Dci(Metric):
     """Disentanglement: 1 where each channel matters for one class, 0 where each matters for all alike.
 
     Channels: 32 spread evenly over the layers, averaged over positions. Factors: the classes, each against the rest
-    (the papers have factors of generation or attributes of faces). Importance: weights of a ridge (theirs: lasso or
-    trees). Of features and of classes it is ours; InfoDiffusion (Wang et al. 2023) measures its code so.
+    (the papers have factors of generation or attributes of faces). Importance: squared weights of a ridge on
+    standardised codes, the variance that each gives (theirs: lasso or trees); squares, for classes exclude each
+    other, and every code of one says a little against all others. Of features and of classes it is ours;
+    InfoDiffusion (Wang et al. 2023) measures its code so.
     """
 
     name = "dci"
     summary = "Disentanglement of channels over classes: whether each channel speaks of one class alone"
-    source = (
-        "Eastwood and Williams 2018, DCI, section 2; as used by Wang et al. 2023 (arXiv 2306.08757), Table 2"
-    )
+    source = "Eastwood and Williams 2018, DCI; as used by Wang et al. 2023 (arXiv 2306.08757)"
     unit = "1 - entropy to base k, weighted by importance"
     direction = "higher"
     range = (0.0, 1.0)

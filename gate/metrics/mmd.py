@@ -38,13 +38,13 @@ class Mmd(Metric):
 
     Each feature is averaged over positions and projected to 32 numbers, the same fixed random directions for every
     sample; both sides are standardised by the reference's moments over the set, then kernel exp(-mean_d((x - y)^2) / d)
-    (Wang et al. 2023, section 3.2, who hold the prior against their code with it; of features it is ours). It is a
+    (Wang et al. 2023, who hold the prior against their code with it; of features it is ours). It is a
     statistic of the set: every resample has its own.
     """
 
     name = "mmd"
     summary = "Squared maximum mean discrepancy between features and references, over the samples"
-    source = "Wang et al. 2023, InfoDiffusion (arXiv 2306.08757), Eq. 8; Gretton et al. 2012, Eq. 5"
+    source = "Wang et al. 2023, InfoDiffusion (arXiv 2306.08757); Gretton et al. 2012"
     unit = "squared distance of mean embeddings"
     direction = "lower"
     range = (0.0, 2.0)

@@ -52,13 +52,12 @@ class NoiseShare(Metric):
     F_t is regressed on F_0, the clean image through the same technique, and on F_999, the same noise with hardly any
     image, one further pass at the last timestep; mean over layers. Columns: shares of the image, of the noise, of
     neither. A technique that starts from the clean latent has no noise in it at all. The decomposition is ours; that
-    noise takes part of the feature, and that an ensemble over noises averages it away, is Stracke et al. 2024,
-    section 1.
+    noise takes part of the feature, and that an ensemble over noises averages it away, is Stracke et al. 2024.
     """
 
     name = "noise-share"
     summary = "Share of the features' variance that comes from the noise and not from the image"
-    source = "ours; after Stracke et al. 2024, CleanDIFT (arXiv 2412.03439), section 1"
+    source = "ours; after Stracke et al. 2024, CleanDIFT (arXiv 2412.03439)"
     unit = "share of variance over positions"
     direction = "lower"
     range = (0.0, 1.0)

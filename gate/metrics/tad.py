@@ -63,7 +63,7 @@ class Tad(Metric):
 
     name = "tad"
     summary = "How far the best channel of a class stands out before the second best, by AUROC"
-    source = "Yeats et al. 2022, NashAE (arXiv 2209.10677), section 4; as used by Wang et al. 2023 (arXiv 2306.08757)"
+    source = "Yeats et al. 2022, NashAE (arXiv 2209.10677); as used by Wang et al. 2023 (arXiv 2306.08757)"
     unit = "difference of AUROC, mean over classes"
     direction = "higher"
     range = (0.0, 0.5)

@@ -28,6 +28,7 @@ WITH_WEIGHTS = tuple(  # checked on tiny with what ships beside it, and in tests
         "cleandift",
         "caption",
         "smooth-lora",
+        "info-latent",
     }
     & set(name.split("+"))
 )
@@ -44,7 +45,9 @@ MIXED = (
     "guidance[guider='seg',steps=2]",
     "guidance[guider='slg',scale=0]",
     "prompt[template='a drawing of {caption}',quality='low quality']",
-    "cow[inversion=2,cycles=1,dilation=1]",  # dear, so not in `all`
+    "cow[inversion=2,cycles=1,dilation=1]",  # dear, so not in `all`; nor are these
+    "self-guidance[scale=1]",
+    "mixture-t[members=2]",
 )
 
 
