@@ -77,13 +77,13 @@ def test_a_channel_for_each_class_beats_the_same_information_mixed(cls: type) ->
     assert none == metric.best  # no importance, nothing captured
 
 
-@pytest.mark.parametrize("cls", [Dci, Tad])
+@pytest.mark.parametrize("cls", [Dci, pytest.param(Tad, marks=pytest.mark.slow)])
 def test_they_keep_the_contract(cls: type, tiny: Backbone) -> None:
     report = check_metric(cls, tiny)
     assert report.ok, str(report)
 
 
-def test_images_without_labels_are_refused_in_a_sentence_and_left_out_of_all() -> None:
+def test_images_without_labels_are_refused_in_a_sentence_and_left_out_of_all(tiny: Backbone) -> None:
     from gate.sample import Sample, SampleSet
     from gate.screening.bench import _served
 
@@ -92,7 +92,7 @@ def test_images_without_labels_are_refused_in_a_sentence_and_left_out_of_all() -
         tuple(Sample(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(3)), name="plain"
     )
     with pytest.raises(ConfigurationError, match="metric dci needs labels, and plain has none"):
-        _served(Dci(), plain, ("dci",), print)
+        _served(Dci(), tiny, plain, ("dci",), print)
     lines: list[str] = []
-    assert not _served(Dci(), plain, ("all",), lines.append)
+    assert not _served(Dci(), tiny, plain, ("all",), lines.append)
     assert lines == ["metric dci is left out: plain has no labels"]

@@ -77,6 +77,7 @@ def test_an_ensemble_over_noises_has_less_of_it(tiny: Backbone, scenes: SampleSe
     assert together[1] < alone[1]
 
 
+@pytest.mark.slow
 def test_it_keeps_the_contract(tiny: Backbone) -> None:
     report = check_metric(NoiseShare, tiny)
     assert report.ok, str(report)
