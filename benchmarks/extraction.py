@@ -62,7 +62,8 @@ def main(given: list[str] | None = None) -> int:
     command = " ".join(["python", "-m", "benchmarks.extraction", *(sys.argv[1:] if given is None else given)])
 
     def keep(found: dict[str, Any]) -> None:
-        write({"command": command, **found}, asked.output, file_name(settings, found))
+        said = {"peers": [*peers.told.values()]} if asked.peer else {}
+        write({"command": command, **said, **found}, asked.output, file_name(settings, found))
 
     with Peers(asked.peer, asked.peer_python, stderr) as peers:
         print(table(measure(settings, peers=peers, log=stderr, keep=keep)))

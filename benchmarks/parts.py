@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def measure(backbone: Backbone, batch: int, repeats: int, half: str) -> dict[str
         with torch.no_grad():
             for call in calls.values():
                 call()
-            seconds = {name: [] for name in calls}
+            seconds: dict[str, list[float]] = {name: [] for name in calls}
             for _ in range(repeats):
                 for name, call in calls.items():
                     seconds[name].append(taken(call)[0] / batch)
@@ -96,16 +97,15 @@ def main(given: list[str] | None = None) -> int:
     return 0
 
 
-def table(found: dict[str, Any]) -> str:
+def table(found: Mapping[str, Any]) -> str:
     """Rows for the page."""
     lines = []
     for dtype, parts in found["parts"].items():
         for name, row in parts.items():
-            seconds = row["seconds"]
+            spread = f"{statistics.median(row['seconds']):.3g} [{min(row['seconds']):.3g}, {max(row['seconds']):.3g}]"
+            where = f"{found['model']} {found['size']} px, batch {found['batch']} | {dtype} | {name}"
             lines.append(
-                f"| {found['model']} {found['size']} px, batch {found['batch']} | {dtype} | {name} | {row['gflop']:.3g} | "
-                f"{statistics.median(seconds):.3g} [{min(seconds):.3g}, {max(seconds):.3g}] | {row['floor_seconds']:.3g} | "
-                f"{row['share']:.0%} |"
+                f"| {where} | {row['gflop']:.3g} | {spread} | {row['floor_seconds']:.3g} | {row['share']:.0%} |"
             )
     return "\n".join(lines)
 
