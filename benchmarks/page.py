@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,6 +62,9 @@ def _cell_rows(demand: Demand, results: Sequence[Found]) -> list[str]:
     for found in results:
         if demand.gpu != ("gpu" in found["device"]) or found.get("model") != demand.model:
             continue
+        if demand.fact == "parts":
+            rows += _part_ratios(demand, found)
+            continue
         for cell in found.get("cells", ()):
             if (cell["mode"], cell["set"]) != (demand.mode, demand.layers):
                 continue
@@ -78,6 +82,18 @@ def _cell_rows(demand: Demand, results: Sequence[Found]) -> list[str]:
                         f"{_grid(cell)} | {limits} | {ratio['median'] / grid:.0%} | "
                         f"{_holds(demand, ratio['median'], full if screen else grid)}"
                     )
+    return rows
+
+
+def _part_ratios(demand: Demand, found: Found) -> list[str]:
+    rows = []
+    for dtype, parts in found.get("parts", {}).items():
+        if demand.slow in parts:
+            turns = zip(parts[demand.slow]["seconds"], parts[demand.fast]["seconds"], strict=True)
+            values = [slow / fast for slow, fast in turns]
+            middle, where = statistics.median(values), f"{_size(found)}, {dtype}, batch {found['batch']}"
+            spread = f"{middle:.2f} [{min(values):.2f}, {max(values):.2f}]"
+            rows.append(f"{spread} | {where} | | | {_holds(demand, middle)}")
     return rows
 
 
@@ -114,12 +130,12 @@ def _kernel_rows(demand: KernelDemand, results: Sequence[Found]) -> list[str]:
 
 
 def _holds(demand: Demand | KernelDemand, value: float, limit: float = math.inf) -> str:
-    """limit: the roofline; a demand above it asks for what this processor cannot do."""
+    """limit: the roofline; what is demanded above it cannot be done here, unless the value is above it too."""
     if demand.least is None:
         return "yes" if value <= (demand.most or 0.0) else "**no**"
     if value >= demand.least:
         return "yes"
-    return "**no**, nor can it: the roofline is lower" if limit < demand.least else "**no**"
+    return "**no**, nor can it: the roofline is lower" if value <= limit < demand.least else "**no**"
 
 
 def counted(cell: Found, grid: Mapping[str, int]) -> float:

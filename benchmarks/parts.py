@@ -26,52 +26,62 @@ from benchmarks.timing import taken
 from gate.backbone import Backbone
 from gate.backbones.activations import capture
 
+MAP, EXPLICIT = "forward with one map", "forward, every softmax explicit"
+
 
 def measure(backbone: Backbone, batch: int, repeats: int, half: str) -> dict[str, Any]:
     """{dtype: {part: row}}; parts take turns. Half precision is laid out in channels_last."""
-    layers = layers_of("dift", backbone)
-    work = counted(backbone, layers, batch)
-    job = make_job(backbone, "cold", layers, Grid(1, batch), batch)
+    dift, maps = (
+        make_job(backbone, "cold", layers_of(name, backbone), Grid(1, batch), batch)
+        for name in ("dift", "maps")
+    )
+    work = counted(backbone, dift.layers, batch)
+    gflop = {"encode": work.encode, "cut": work.cut}  # the others are whole forwards
     found: dict[str, Any] = {}
     for dtype in ("float32", half):
         own = backbone if dtype == "float32" else converted(backbone, dtype, channels_last=True)
         rate = attainable(work.products, DTYPES[dtype])["mix"] * 1e3
-        parts = {"encode": work.encode, "cut": work.cut, "forward": work.forward}
-        calls = _calls(own, HookLoop(own, job))
+        calls = _calls(own, HookLoop(own, dift), HookLoop(own, maps))
+        seconds: dict[str, list[float]] = {name: [] for name in calls}
         with torch.no_grad():
-            for call in calls.values():
-                call()
-            seconds: dict[str, list[float]] = {name: [] for name in calls}
-            for _ in range(repeats):
+            for turn in range(repeats + 1):
                 for name, call in calls.items():
-                    seconds[name].append(taken(call)[0] / batch)
-        found[dtype] = {
-            name: {
-                "gflop": parts[name], "floor_seconds": parts[name] / rate, "seconds": seconds[name],
-                "share": parts[name] / rate / statistics.median(seconds[name]),
-            }
-            for name in calls
-        }  # fmt: skip
+                    spent = taken(call)[0] / batch
+                    seconds[name] += [spent] if turn else []  # the first warms up
+        found[dtype] = {name: _row(gflop.get(name, work.forward), rate, seconds[name]) for name in calls}
     return found
 
 
-def _calls(backbone: Any, loop: HookLoop) -> dict[str, Any]:
-    """The parts as the loop calls them. An image is encoded alone."""
-    text = loop._text("")
-    x = loop._latents(loop.job.images).to(loop.dtype)
+def _row(gflop: float, rate: float, seconds: list[float]) -> dict[str, Any]:
+    floor = gflop / rate
+    share = floor / statistics.median(seconds)
+    return {"gflop": gflop, "floor_seconds": floor, "seconds": seconds, "share": share}
+
+
+def _calls(backbone: Any, plain: HookLoop, explicit: HookLoop) -> dict[str, Any]:
+    """The parts as a loop calls them: an image encoded alone; a forward up to DIFT's layer; a whole one; one that gives
+    a map of one layer; and one with an explicit softmax in every attention, which is how others get that map."""
+    text = plain._text("")
+    x = plain._latents(plain.job.images).to(plain.dtype)
     t = torch.full((len(x),), 50)
     given = {key: value.repeat(len(x), *[1] * (value.ndim - 1)) for key, value in text.items()}
-    pixels = (loop.job.images * 2 - 1).to(loop.dtype)
-    layers = loop.job.layers
+    pixels = (plain.job.images * 2 - 1).to(plain.dtype).chunk(len(x))
 
-    def cut() -> None:
-        with capture(backbone.denoiser, {layer: backbone.layer_paths[layer] for layer in layers}, stop=True):
-            loop._denoise(x, t, given)
+    def captured(layers: tuple[str, ...], stop: bool) -> None:
+        paths = {layer: backbone.layer_paths[layer] for layer in layers}
+        with capture(backbone.denoiser, paths, stop=stop):
+            plain._denoise(x, t, given)
+
+    def everywhere() -> None:
+        with explicit.ready():
+            explicit._denoise(x, t, given)
 
     return {
-        "encode": lambda: [loop.encode(one) for one in pixels.split(1)],
-        "cut": cut,
-        "forward": lambda: loop._denoise(x, t, given),
+        "encode": lambda: [plain.encode(one) for one in pixels],
+        "cut": lambda: captured(plain.job.layers, True),
+        "forward": lambda: plain._denoise(x, t, given),
+        MAP: lambda: captured(explicit.job.layers, False),
+        EXPLICIT: everywhere,
     }
 
 

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import gpu, page, parts
 from benchmarks.compare import difference
-from benchmarks.demands import DEMANDS, KernelDemand
+from benchmarks.demands import DEMANDS, Demand, KernelDemand
 from benchmarks.extraction import main as extraction
 from benchmarks.floors import counted
 from benchmarks.hooks import HookLoop
@@ -175,7 +175,10 @@ def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
     # 8 passes of encode and forward, 3 each, over one encode and 8 cut forwards: 24 / 6, and 144 / 26 with 48 passes
     assert "| 4.50 [4.00, 5.00] | sd15 256 px, 4 x 2 x 2 x 1 | 4.00 / 5.54 | 112% | yes |" in made
     assert "| **no** |" in page.page(text, [fabricated(3.0)]) and "**no**" not in page.page(text, [found])
-    assert "1.82 / 2.08 | 138% | **no**, nor can it" in page.page(text, [fabricated(2.0, cut=1.4)])
+    assert "1.82 / 2.08 | 96% | **no**, nor can it" in page.page(text, [fabricated(1.25, cut=1.4)])
+    assert "1.82 / 2.08 | 138% | **no** |" in page.page(
+        text, [fabricated(2.0, cut=1.4)]
+    )  # above it, it is no limit
     with pytest.raises(KeyError, match="nothing"):
         page.page("<!-- begin: nothing -->\n<!-- end: nothing -->", [])
     assert page.main(["--check"]) == 0, "run python -m benchmarks.page"
@@ -186,7 +189,7 @@ def test_every_demand_on_a_processor_can_be_met_by_a_cell() -> None:
         if isinstance(demand, KernelDemand):
             assert demand.part in ("head_mean", "epilogue")
         else:
-            assert demand.layers in NAMES and demand.fast in (EXACT, FAST)
+            assert demand.layers in NAMES and demand.fast in (EXACT, FAST, parts.MAP)
             assert (demand.least is None) != (demand.most is None)
 
 
@@ -195,9 +198,14 @@ def test_parts_are_told_beside_what_their_flops_would_take(tmp_path: Path) -> No
     assert parts.main(["--model", "pixart-miniature", *common]) == 0
     [found] = read_all(tmp_path)
     for rows in (found["parts"]["float32"], found["parts"]["bfloat16"]):
-        assert rows.keys() == {"encode", "cut", "forward"} and rows["cut"]["gflop"] < rows["forward"]["gflop"]
+        assert (
+            rows.keys() == {"encode", "cut", "forward", parts.MAP, parts.EXPLICIT}
+            and rows["cut"]["gflop"] < rows["forward"]["gflop"]
+        )
         assert all(len(row["seconds"]) == 2 and row["share"] > 0 for row in rows.values())
-    assert page.pieces([found]).count("pixart-miniature 64 px, batch 2") == 6
+    assert page.pieces([found]).count("pixart-miniature 64 px, batch 2") == 10
+    asked = next(d for d in DEMANDS if isinstance(d, Demand) and d.fact == "parts")
+    assert len(page._part_ratios(asked, found)) == 2
 
 
 def fabricated(low: float = 4.0, cut: float = 0.5) -> dict[str, Any]:
@@ -212,7 +220,11 @@ def fabricated(low: float = 4.0, cut: float = 0.5) -> dict[str, Any]:
     }
     cell = {
         "set": "dift", "mode": "screen", "grid": {"prompts": 4, "images": 2, "seeds": 2, "timesteps": 1},
-        "rows": [{"name": name, "dtype": "bfloat16"} for name in ("hooks bfloat16", FAST)],
+        "rows": [
+            {"name": name, "dtype": "bfloat16", "difference": None, "seconds": [1.0], "first_seconds": 1.0,
+             "images_per_second": 1.0, "share": 0.5}
+            for name in ("hooks bfloat16", FAST)
+        ],
         "ratios": [ratio], "gflop": {"encode": 2.0, "forward": 1.0, "cut": cut},
     }  # fmt: skip
     return {
