@@ -92,7 +92,7 @@ def test_killed_five_times_nothing_is_lost_and_nothing_is_there_twice(folder: Pa
     names = sorted(str(f.relative_to(folder)) for f in folder.rglob("*.png"))
     assert sorted([*found.names, *found.skipped]) == names and len(found) == N - N // 100
     plain = tmp_path / "plain"
-    assert command(folder, plain, "--workers", "1", "--per-shard", "250").wait() == 0
+    assert command(folder, plain, "--workers", "2", "--per-shard", "250").wait() == 0
     assert _equal(found, load_features(plain))
 
 
