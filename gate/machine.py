@@ -10,8 +10,12 @@ import mmap
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from gate.errors import OutOfMemoryError
+
+T = TypeVar("T")
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # mallopt's parameters, from glibc's malloc.h
 _LARGEST_BLOCK = 32 << 20  # the most that glibc accepts on 64 bits
@@ -68,6 +72,28 @@ def release(mapped: Any) -> None:
     pages = getattr(mapped, "_mmap", None)
     if isinstance(pages, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         pages.madvise(mmap.MADV_DONTNEED)
+
+
+def halving(
+    work: Callable[[int], T], batch: int, what: str, fix: str, *, log: Callable[[str], None] = lambda _: None
+) -> T:
+    """work(batch); where memory runs out, again with half of it, and so on. log: is told of each half.
+
+    what: that does not fit, and fix: what to do about it, for the sentence. Raises OutOfMemoryError at a batch of one,
+    and whatever else the work raises.
+    """
+    while True:
+        try:
+            return work(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if batch == 1:
+                raise OutOfMemoryError(
+                    f"{what} does not fit into memory even at batch size 1; {fix}."
+                ) from error
+        batch //= 2  # out of the handler: its error holds the frames, and their tensors
+        log(f"out of memory in {what}: going on with batches of {batch}")
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -52,6 +52,10 @@ class Images(Protocol):
         """Samples of these rows, and (key, reason) of those that cannot be read."""
         ...
 
+    def each(self, rows: Iterable[int], *, ahead: int) -> Generator[Sample | tuple[str, str], None, None]:
+        """The same row by row, as they are asked for; up to `ahead` are decoded before."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class NamedImages:
@@ -67,8 +71,13 @@ class NamedImages:
         return len(self.samples)
 
     def read(self, rows: slice) -> tuple[list[Sample], list[tuple[str, str]]]:
-        chosen = range(len(self))[rows]
-        return [dataclasses.replace(self.samples[i], source=self.keys[i]) for i in chosen], []
+        return [self._named(i) for i in range(len(self))[rows]], []
+
+    def each(self, rows: Iterable[int], *, ahead: int) -> Generator[Sample | tuple[str, str], None, None]:
+        yield from (self._named(i) for i in rows)
+
+    def _named(self, i: int) -> Sample:
+        return dataclasses.replace(self.samples[i], source=self.keys[i])
 
 
 @dataclass(frozen=True, eq=False)

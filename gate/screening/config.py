@@ -17,13 +17,12 @@ from pydantic import (
 )
 
 from gate.errors import UsageError, known_settings, wrong_setting
-from gate.sample import MIN_SAMPLES
+from gate.sample import MAX_SEED, MIN_SAMPLES
 
 if TYPE_CHECKING:
     from gate.schedule import NoiseSchedule
 
 MOST_TEXT = 1_000_000  # characters of a config file
-MAX_SEED = 2**32 - 1  # what scikit-learn's folds take
 SCORE_METRICS = ("laplacian-normalised@own", "cosine@own", "cka@own", "eps")
 
 

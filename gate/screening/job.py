@@ -27,7 +27,7 @@ from gate.runs.directory import (
     write_arrays,
     write_sealed,
 )
-from gate.runs.parts import any_part, drop_parts, has_part, load_part, save_part
+from gate.runs.parts import any_part, drop_leftovers, drop_parts, has_part, load_part, save_part
 from gate.runs.schema import Results
 from gate.runs.states import STATES, joined
 from gate.sample import reasons
@@ -83,6 +83,7 @@ def resume(run: str | Path, *, progress: Progress | None = None, log: Log | None
             draw(done, tell, missing=True)
             return done
     config = make_config(read_run(folder)["config"])
+    drop_leftovers(folder)
     with _keeping(folder, begun=True):
         (folder / "parts").mkdir(exist_ok=True)
         return _screen(config, folder, progress or (lambda *_: None), tell)
