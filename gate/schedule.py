@@ -1,12 +1,12 @@
 """Noise levels: one place for eps, v, x0 and flow predictions.
 
 Throughout, x_t = a_t x0 + s_t eps, with a_t the signal coefficient and s_t the noise coefficient:
-a_t = sqrt(alpha_bar_t), s_t = sqrt(1 - alpha_bar_t) for DDPM schedules; a = 1 - sigma, s = sigma for flow.
+a_t = sqrt(alpha_bar_t), s_t = sqrt(1 - alpha_bar_t) for DDPM schedules; a = 1 - sigma, s = sigma for flow; 1 and
+sigma over sqrt(sigma^2 + sigma_data^2) in EDM and consistency models. x_t is what the network is given.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from gate.errors import ConfigurationError, UsageError
+from gate.schedulers import flow_tables, tables
 
-PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction", "preconditioned"]
+LEVEL = 0.05  # of the schedule, where features are taken by default: 50 of 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,13 +27,21 @@ class NoiseSchedule:
     """Signal and noise coefficients per timestep, and what the denoiser predicts.
 
     signal, noise: (T,) float64; index t in [0, T). Larger t is noisier, always. time: (T,) float64, what the
-    denoiser is told at t, where that is not t itself (flow: T sigma).
+    denoiser is told at t, where that is not t itself (flow: T sigma). level: (T,) sigma as the authors count it, where
+    that is not `noise`. skip, out: (T,), of a preconditioned network: x0_hat = skip x_t + out prediction.
+    clean_scale: of a clean latent, as the network knows it. blind: levels after T that were left out, because a
+    prediction of noise says nothing of the image there.
     """
 
     signal: Tensor
     noise: Tensor
     prediction_type: PredictionType
     time: Tensor | None = None
+    level: Tensor | None = None
+    skip: Tensor | None = None
+    out: Tensor | None = None
+    clean_scale: float = 1.0
+    blind: int = 0
 
     def __post_init__(self) -> None:
         if self.prediction_type not in get_args(PredictionType):
@@ -45,46 +55,24 @@ class NoiseSchedule:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], tokens: int = 4096) -> NoiseSchedule:
-        """From a diffusers scheduler's config: its betas (Ho et al. 2020, Eq. 4), or its flow matching.
-
-        tokens: of one image; flow schedules may shift with it.
-        """
-        from diffusers import DDPMScheduler
-
-        if is_flow(config):
-            steps = int(config.get("num_train_timesteps", 1000))
-            return cls.flow(flow_shift(config, tokens), steps)
-        if not any(key in config for key in ("beta_schedule", "trained_betas", "beta_start")):
-            raise ConfigurationError(
-                f"Scheduler {config.get('_class_name', 'without a name')} has no beta schedule; "
-                "only schedules of the DDPM kind are served."
-            )
-        keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-        scheduler = DDPMScheduler(
-            **{k: config[k] for k in keys if config.get(k) is not None},
-            rescale_betas_zero_snr=bool(config.get("rescale_betas_zero_snr", False)),
-        )
-        alpha_bar = scheduler.alphas_cumprod.double()
-        return cls(alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), config.get("prediction_type", "epsilon"))
+        """From a diffusers scheduler's config (`gate.schedulers`). tokens: of one image; flow may shift with it."""
+        return cls(**tables(config, tokens))
 
     @classmethod
     def flow(cls, shift: float = 1.0, steps: int = 1000) -> NoiseSchedule:
-        """x_t = (1 - sigma) x0 + sigma eps; sigma = shift s / (1 + (shift - 1) s) at s = (t + 1) / steps
-        (Esser et al. 2024, Eq. 23). The denoiser is told steps * sigma."""
-        s = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-        sigma = shift * s / (1 + (shift - 1) * s)
-        return cls(1 - sigma, sigma, "flow_prediction", steps * sigma)
+        """Of flow matching; the denoiser is told steps * sigma (`gate.schedulers.flow_tables`)."""
+        return cls(**flow_tables(shift, steps))
 
     def __len__(self) -> int:
         return len(self.signal)
 
     def told(self, t: Tensor) -> Tensor:
-        """What the denoiser is told at t: t itself, or T sigma (float32) in flow schedules. t: (b,) long."""
+        """What the denoiser is told at t: t itself, or float32 (flow: T sigma; EDM: log(sigma) / 4). t: (b,) long."""
         return t if self.time is None else self.time[t.cpu()].float().to(t.device)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """The noise coefficient s_t, (b,) float64 in [0, 1]. t: (b,) long."""
-        return self.noise[t.cpu()]
+        """The noise level, (b,) float64: the coefficient s_t in [0, 1], or EDM's sigma. t: (b,) long."""
+        return (self.noise if self.level is None else self.level)[t.cpu()]
 
     def nearest(self, *, alpha_bar: float | None = None, sigma: float | None = None) -> int:
         """The timestep whose alpha_bar or sigma (give one) is nearest. Raises UsageError outside its range."""
@@ -103,8 +91,21 @@ class NoiseSchedule:
     def check(self, t: int) -> int:
         """t itself where it is a timestep of this schedule, else an error."""
         if not 0 <= t < len(self):
-            raise UsageError(f"Timestep {t} lies outside this schedule; choose one in 0 ... {len(self) - 1}.")
+            why = (
+                " (the levels above hold noise alone, which a prediction of noise cannot tell from any other)"
+            )
+            raise UsageError(
+                f"Timestep {t} lies outside this schedule; choose one in 0 ... {len(self) - 1}{why * bool(self.blind)}."
+            )
         return t
+
+    def at(self, share: float) -> int:
+        """The timestep that lies at this share of the schedule, 1 at least: 0.05 is 50 of 1000."""
+        return min(max(1, round(share * len(self))), len(self) - 1)
+
+    def clean(self, x0: Tensor) -> Tensor:
+        """A clean latent as the network is given it."""
+        return x0 if self.clean_scale == 1 else x0 * self.clean_scale
 
     def alpha_bar(self, t: Tensor) -> Tensor:
         """Share of signal variance, (b,) float64 in (0, 1]. t: (b,) long."""
@@ -129,6 +130,10 @@ class NoiseSchedule:
     def x0_from(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """x0_hat, (b, c, h, w). v = a eps - s x0 (Salimans & Ho 2022); flow = eps - x0 (Lipman et al. 2023)."""
         a, s = self.coefficients(t, x_t)
+        if self.skip is not None and self.out is not None:
+            shape = (-1,) + (1,) * (x_t.ndim - 1)
+            skip, out = (table[t.cpu()].to(x_t).view(shape) for table in (self.skip, self.out))
+            return skip * x_t + out * prediction
         if self.prediction_type == "epsilon":
             return (x_t - s * prediction) / a
         if self.prediction_type == "sample":
@@ -146,7 +151,7 @@ class NoiseSchedule:
             return a * prediction + s * x_t
         if self.prediction_type == "flow_prediction":
             return x_t + a * prediction
-        return (x_t - a * prediction) / s
+        return self.implied_eps(x_t, self.x0_from(prediction, x_t, t), t)
 
     def ddim_sample(
         self, x: Tensor, top: int, count: int, predict: Callable[[Tensor, Tensor], Tensor]
@@ -171,27 +176,6 @@ class NoiseSchedule:
         if t_next is None:
             return x0_hat
         return self.add_noise(x0_hat, self.eps_from(prediction, x_t, t), t_next)
-
-
-def is_flow(config: Mapping[str, Any]) -> bool:
-    """Whether a diffusers scheduler's config is of flow matching."""
-    named = str(config.get("_class_name", "")).startswith("FlowMatch")
-    return named or bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction"
-
-
-def flow_shift(config: Mapping[str, Any], tokens: int) -> float:
-    """How a flow scheduler shifts sigma towards noise; dynamic shifts grow with the image's tokens.
-
-    Spacings of a sampler's few steps (karras, terminal) are left out: they move no noise level.
-    """
-    if config.get("invert_sigmas"):
-        raise ConfigurationError("A noise schedule must get noisier as t grows; this one is inverted.")
-    if not config.get("use_dynamic_shifting"):
-        return float(config.get("shift") or config.get("flow_shift") or 1.0)
-    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    mu = low + (high - low) * (tokens - few) / (many - few)
-    return math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else float(mu)
 
 
 def sample_noise(sample_id: str, seed: int, shape: tuple[int, ...]) -> Tensor:

@@ -77,12 +77,32 @@ def pipeline_folder(name: str, revision: str | None = None) -> Path:
 def read_index(name: str, folder: Path) -> dict[str, Any]:
     """The pipeline's model_index.json."""
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        text = (folder / INDEX).read_text(encoding="utf-8")
+    except OSError as error:
         raise MissingWeightsError(f"The backbone {name} has no readable {INDEX} in its folder.") from error
-    if not isinstance(index, dict):
-        raise ConfigurationError(f"The {INDEX} of {name} is not an object.")
-    return index
+    return _object(name, folder / INDEX, text)
+
+
+def read_config(name: str, file: Path) -> dict[str, Any]:
+    """A part's config. Raises MissingWeightsError, or ConfigurationError naming the file, and where it is broken."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MissingWeightsError(f"{name} has no readable {file.parent.name}/{file.name}.") from error
+    return _object(name, file, text)
+
+
+def _object(name: str, file: Path, text: str) -> dict[str, Any]:
+    where = file.name if file.name == INDEX else f"{file.parent.name}/{file.name}"
+    try:
+        read = json.loads(text)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{where} of {name} is no JSON ({error}); fetch the file again, or repair that place."
+        ) from error
+    if not isinstance(read, dict):
+        raise ConfigurationError(f"{where} of {name} is not an object; fetch the file again.")
+    return read
 
 
 def cached(name: str, revision: str | None = None) -> Path | None:
