@@ -562,23 +562,6 @@ def kolors(folder: Path) -> Path:
     return save(folder, "KolorsPipeline", parts, force_zeros_for_empty_prompt=False)
 
 
-def dit(folder: Path) -> Path:
-    from diffusers import DiTTransformer2DModel
-
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=8,
-        num_layers=2,
-        sample_size=16,
-        patch_size=2,
-        num_embeds_ada_norm=10,
-    )
-    parts = {"vae": vae(), "transformer": transformer, "scheduler": ddpm()}
-    return save(folder, "DiTPipeline", parts)
-
-
 PIPELINES: dict[str, Callable[[Path], Path]] = {
     "unet": stable_diffusion,
     "sdxl": sdxl,
@@ -593,7 +576,6 @@ PIPELINES: dict[str, Callable[[Path], Path]] = {
     "z-image": z_image,
     "flux2": flux2,
     "kolors": kolors,
-    "dit": dit,
 }
 
 

@@ -26,6 +26,7 @@ from gate.backbones.prompts import Prompts
 from gate.backbones.sketch import sketched_layers
 from gate.data.memory import as_samples
 from gate.errors import UsageError
+from gate.machine import one_fits
 from gate.passes import Plan, stream
 from gate.registry import create_technique
 from gate.request import Conditioning, Request
@@ -196,7 +197,7 @@ class PipelineBackbone(Codec, Backbone):
 
     def _encode_new(self, prompts: Sequence[str]) -> dict[str, Conditioning]:
         """One at a time: a prompt's bits do not depend on its neighbours."""
-        with self._awake(*self.encoders), torch.no_grad():
+        with self._awake(*self.encoders), torch.no_grad(), one_fits("encoding one prompt"):
             return {prompt: self.describe([prompt]) for prompt in prompts}
 
     @contextlib.contextmanager
@@ -233,7 +234,8 @@ class PipelineBackbone(Codec, Backbone):
         if not new or not part_of(self.index, "transformer")[1]:
             return
         sample = Sample(np.full((self.image_size, self.image_size, 3), 128, np.uint8))
-        with torch.no_grad(), capture(self.denoiser, new) as seen:
+        one = one_fits("one call of the denoiser for one image")
+        with torch.no_grad(), one, capture(self.denoiser, new) as seen:
             self.predict(self.batch([sample]).request(self.schedule.at(CALIBRATION), 0))
         self.massive |= {layer: massive_channels(seen[layer]) for layer in new}
 

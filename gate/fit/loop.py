@@ -23,6 +23,7 @@ from gate.fit.course import Course, Material
 from gate.fit.inputs import check_inputs
 from gate.fit.report import write_report
 from gate.fit.trainer import Trainer, create_trainer
+from gate.machine import halving, is_out_of_memory
 from gate.runs.directory import write_json
 from gate.schedule import sample_noise
 
@@ -167,7 +168,7 @@ def _train(
     optimiser = torch.optim.AdamW(trainer.groups, weight_decay=1e-2)
     course = _restore(trainer, optimiser, folder, config)
     if not course.held_out:
-        course.held_out[0] = held_out_errors(trainer.plain_loss, backbone, material).tolist()
+        course.held_out[0] = held_out_errors(trainer.plain_loss, backbone, material, log).tolist()
         _keep(trainer, optimiser, course, folder)
     began, losses = time.perf_counter() - course.seconds, []
     try:
@@ -178,7 +179,7 @@ def _train(
             if course.step % config.check_every == 0 or course.step == steps:
                 course.losses[course.step] = float(np.mean(losses))
                 losses.clear()
-                errors = held_out_errors(trainer.loss, backbone, material)
+                errors = held_out_errors(trainer.loss, backbone, material, log)
                 course.held_out[course.step] = errors.tolist()
                 course.seconds = time.perf_counter() - began
                 if errors.mean() <= np.mean(course.held_out[course.best]) or course.best == 0:
@@ -225,13 +226,15 @@ def _step(
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
             break
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             if course.micro == 1:
                 raise OutOfMemoryError(
                     "One image at a time does not fit into memory; use a smaller backbone or --dtype bfloat16."
                 ) from error
-            course.micro //= 2
-            log(f"out of memory: going on with {course.micro} images at a time, batches as before")
+        course.micro //= 2  # out of the handler: its error holds the frames, and their tensors
+        log(f"out of memory: going on with {course.micro} images at a time, batches as before")
     if not math.isfinite(total):
         raise ConfigurationError(f"The loss is {total} at step {course.step}; lower the rate.")
     torch.nn.utils.clip_grad_norm_(trainer.parameters, 1.0)
@@ -240,24 +243,32 @@ def _step(
 
 
 @torch.no_grad()
-def held_out_errors(loss: Callable[..., Tensor], backbone: Backbone, material: Material) -> Tensor:
+def held_out_errors(
+    loss: Callable[..., Tensor], backbone: Backbone, material: Material, log: Log = lambda _: None
+) -> Tensor:
     """(m,) float64: loss of each held-out image under its fullest caption, over four noise levels and two noises,
-    the same at every step."""
+    the same at every step. Where memory runs out, fewer of these go through at once."""
     levels = [
         round(level * len(backbone.schedule)) for level in HELD_OUT_LEVELS for _ in range(HELD_OUT_NOISES)
     ]
     t, shape = torch.tensor(levels), tuple(material.x0.shape[1:])
-    errors = []
+    size, errors = len(levels), []
     for row in material.held_out:
-        identity = material.samples[row].id
+        identity, text = material.samples[row].id, material.captions[row][-1]
         eps = torch.stack([sample_noise(identity, seed, shape) for seed in range(len(levels))]).to(
             material.x0
         )
-        x0 = material.x0[row].expand_as(eps)
-        texts = [material.captions[row][-1]] * len(levels)
-        errors.append(
-            loss(backbone.schedule.add_noise(x0, eps, t), eps, t, texts, [row] * len(levels)).double().mean()
+        x_t = backbone.schedule.add_noise(material.x0[row].expand_as(eps), eps, t)
+
+        def look(rows: int, row: int = row, text: str = text, x_t: Tensor = x_t, eps: Tensor = eps) -> Any:
+            parts = [slice(i, i + rows) for i in range(0, len(t), rows)]
+            found = [loss(x_t[p], eps[p], t[p], [text] * len(t[p]), [row] * len(t[p])) for p in parts]
+            return rows, torch.cat(found)
+
+        size, found = halving(
+            look, size, "the held-out look", "use a smaller backbone or --dtype bfloat16", log=log
         )
+        errors.append(found.double().mean())
     return torch.stack(errors).cpu()
 
 

@@ -38,6 +38,14 @@ def create_trainer(config: FitConfig, backbone: Backbone, samples: SampleSet) ->
             f"gate fit serves latent UNets with one text encoder (Stable Diffusion 1 and 2 and kin); {backbone.name} "
             f"is {backbone.family}. Public weights for it can be screened all the same."
         )
+    told: Any = backbone.denoiser.config
+    beside = int(told["in_channels"]) - int(told["out_channels"])
+    if beside or told.get("time_cond_proj_dim"):
+        what = "is given an image beside the latent" if beside else "is distilled, with guidance as an input"
+        raise ConfigurationError(
+            f"gate fit trains UNets of latent, time and text; that of {backbone.name} {what}. Fit on the model that it "
+            "was made from: its LoRA is screened here all the same."
+        )
     module, _, name = home.partition(":")
     trainer: Trainer = getattr(importlib.import_module(module), name)(backbone, config, samples)
     return trainer
@@ -103,11 +111,15 @@ class Trainer(abc.ABC):
         """A context in which the backbone is the plain one; here for trainers that never change it."""
         return contextlib.nullcontext()
 
+    def told(self, t: Tensor) -> Tensor:
+        """What the denoiser is told at t, (b,)."""
+        return self.backbone.schedule.told(t).to(self.backbone.device)
+
     def plain(self, x_t: Tensor, t: Tensor, texts: list[str]) -> Tensor:
         """The prediction of the backbone alone, (b, c, h, w)."""
         embeds = self.backbone.encode_prompts(texts).prompt_embeds
         with self.switched_off():
-            prediction: Tensor = self.backbone.denoiser(x_t, t.to(x_t.device), embeds, return_dict=False)[0]
+            prediction: Tensor = self.backbone.denoiser(x_t, self.told(t), embeds, return_dict=False)[0]
         return prediction
 
     def plain_loss(self, x_t: Tensor, eps: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:

@@ -21,7 +21,7 @@ from gate.request import Batch
 from gate.testing import check_technique
 
 SIZES = {"flux": 64, "qwen-image": 64, "z-image": 64, "flux2": 64}  # their configs name none
-TEXT = [name for name in PIPELINES if name not in ("unconditional", "dit")]
+TEXT = [name for name in PIPELINES if name != "unconditional"]
 
 
 @pytest.fixture(scope="session")

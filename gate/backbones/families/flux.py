@@ -40,7 +40,7 @@ class Flux(PipelineBackbone):
     def call(self, x: Tensor, t: Tensor, given: Conditioning, request: Request) -> Tensor:
         h, w = x.shape[-2] // 2, x.shape[-1] // 2
         tokens: Tensor = self.denoiser(
-            self.widened(pack(x), x),
+            self.with_beside(pack(x), x),
             encoder_hidden_states=given.prompt_embeds,
             pooled_projections=given.pooled,
             timestep=(t / 1000).to(x),
@@ -55,7 +55,7 @@ class Flux(PipelineBackbone):
     def own_channels(cls, config: Mapping[str, Any]) -> int:
         return latent_channels(config)
 
-    def widened(self, tokens: Tensor, x: Tensor) -> Tensor:
+    def with_beside(self, tokens: Tensor, x: Tensor) -> Tensor:
         """The tokens with what lies beside them: Flux Fill's masked image, and its mask, a channel for every pixel."""
         missing = int(self._config["in_channels"]) - tokens.shape[2]
         if not missing:

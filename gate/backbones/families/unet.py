@@ -55,7 +55,7 @@ class LatentUNet(PipelineBackbone):
         if added:
             extra["added_cond_kwargs"] = added
         output: Tensor = self.denoiser(
-            self.widened(x), t, encoder_hidden_states=given.prompt_embeds, return_dict=False, **extra
+            self.with_beside(x), t, encoder_hidden_states=given.prompt_embeds, return_dict=False, **extra
         )[0]
         return output
 
@@ -63,7 +63,7 @@ class LatentUNet(PipelineBackbone):
     def own_channels(cls, config: Mapping[str, Any]) -> int:
         return latent_channels(config)
 
-    def widened(self, x: Tensor) -> Tensor:
+    def with_beside(self, x: Tensor) -> Tensor:
         """The latent with what lies beside it, (b, in_channels, h, w): mask and masked image, or no image."""
         if self.extra == "inpaint":
             return torch.cat([x, torch.ones_like(x[:, :1]), self.blank_latent(x)], dim=1)
