@@ -23,7 +23,7 @@ def is_hub_id(name: str) -> bool:
     return (
         name.count("/") == 1
         and not name.startswith((".", "/", "~"))
-        and not name.endswith((".safetensors", *PICKLES))
+        and not name.endswith((".safetensors", ".gguf", *PICKLES))
         and not Path(name).exists()
     )
 
@@ -33,7 +33,15 @@ def single_file(name: str) -> Path | None:
     path = Path(name).expanduser()
     if name.endswith(PICKLES):
         raise UsageError(
-            f"{name} is pickled; only safetensors are loaded. Convert it first, or find a converted one."
+            f"{name} is pickled; only safetensors are loaded. Convert it once, where you trust it (in Python: "
+            "safetensors.torch.save_file(torch.load(FILE, weights_only=True)['state_dict'], NEW_FILE)), or find a "
+            "converted one."
+        )
+    if name.endswith(".gguf"):
+        raise UsageError(
+            f"{name} holds the quantised weights of a denoiser alone, which gate does not screen. In your own loop "
+            "diffusers reads them (Class.from_single_file with a GGUFQuantizationConfig, and the gguf package), and "
+            "gate.capture reads its layers; for a screening, load the pipeline's safetensors."
         )
     if not name.endswith(".safetensors"):
         return None

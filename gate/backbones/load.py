@@ -68,6 +68,7 @@ def load_backbone(
     from gate.backbones.families import find_family
     from gate.backbones.index import part_names
     from gate.backbones.parts import load_parts, load_single_file
+    from gate.backbones.whole import check_nulls, check_pickles
 
     check_name(name, revision=revision, pipeline=pipeline)
     where = choose_device(device)
@@ -81,11 +82,14 @@ def load_backbone(
     else:
         source = pipeline_folder(name, revision)
         index = read_index(name, source)
+        check_nulls(name, index)
         family = find_family(name, index)
         half = choose_dtype(dtype, where, family.half)
         names = part_names(index)
         missing = missing_files(source, index, names)
         if missing:
+            for part in names:
+                check_pickles(name, source / part)
             source = _completed(name, revision, missing)
         parts = load_parts(name, source, index, names, half)
     return family(
