@@ -49,7 +49,7 @@ def test_every_scheduler_is_read_as_it_reads_itself_or_refused(name: str) -> Non
     ours = NoiseSchedule.from_config(config)
     every = torch.arange(len(ours))
     if name in BETAS:
-        torch.testing.assert_close(ours.alpha_bar(every).float(), scheduler.alphas_cumprod, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours.alpha_bar(every).float(), scheduler.alphas_cumprod.float(), rtol=0, atol=3e-6)
     elif name in FLOWS:
         torch.testing.assert_close(ours.sigma(every).float(), scheduler.sigmas.flip(0), rtol=0, atol=1e-6)
 
@@ -61,7 +61,7 @@ def test_cogvideox_s_ratio_is_shifted(rescaled: bool) -> None:
     )
     ours = NoiseSchedule.from_config({**theirs.config, "_class_name": "CogVideoXDDIMScheduler"})
     torch.testing.assert_close(
-        ours.alpha_bar(torch.arange(1000)), theirs.alphas_cumprod.double(), rtol=0, atol=1e-6
+        ours.alpha_bar(torch.arange(1000)), theirs.alphas_cumprod.double(), rtol=0, atol=3e-6
     )
 
 
@@ -92,8 +92,8 @@ def test_consistency_models_are_their_scheduler_s_own_scaling() -> None:
     theirs = diffusers.CMStochasticIterativeScheduler()
     ours = NoiseSchedule.from_config({**theirs.config, "_class_name": CONSISTENCY})
     every = torch.arange(40)
-    torch.testing.assert_close(ours.sigma(every).float(), theirs.sigmas[:40].flip(0), rtol=1e-4, atol=0)
-    torch.testing.assert_close(ours.told(every), theirs.timesteps[:40].flip(0).float(), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(ours.sigma(every), theirs.sigmas.flip(0), rtol=1e-9, atol=0)
+    torch.testing.assert_close(ours.told(every), theirs.timesteps.flip(0).float(), rtol=1e-4, atol=1e-3)
     g = torch.Generator().manual_seed(0)
     x0, eps, output = torch.randn(3, 2, 4, 2, 2, generator=g, dtype=torch.float64).unbind(0)
     t = torch.tensor([1, 30])
@@ -194,7 +194,7 @@ def test_a_model_of_another_schedule_is_screened(kind: str, tmp_path: Path) -> N
     assert not done.results["skipped"]
     axes = done.results["axes"]
     assert low < axes["sigma"][0] < high and 0 < axes["alpha_bar"][0] < 1
-    assert all(math.isfinite(row["score"]["value"]) for row in done.results["ranking"])
+    assert all(math.isfinite(row["score"]) for row in done.results["ranking"])
 
 
 def test_a_scheduler_of_unknown_noise_levels_is_refused_by_the_list_and_by_loading_alike(

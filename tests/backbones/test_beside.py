@@ -15,6 +15,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import gate
+from gate.backbones import config_layers
 from gate.backbones.families.flux import pack, unpack
 from gate.cli import app
 from gate.data import load_data
@@ -100,8 +101,8 @@ def test_an_inpainting_unet_is_given_a_whole_mask_and_a_grey_image(
     x = given["sample"][:, :4]
     assert torch.equal(backbone.with_beside(x), given["sample"])
     assert torch.equal(_ours(backbone, x, given["timestep"]), output)
-    rows = {row.id for row in backbone.layers()}
-    assert rows == set(backbone.layer_paths) - {"latent"} | {"latent"}
+    listed = {row.id: row for row in config_layers(str(folder))}
+    assert set(listed) == set(backbone.layer_paths) and listed["latent"].channels == 9
 
 
 def test_instruct_pix2pix_is_given_no_image_as_its_own_guidance_does(
