@@ -67,8 +67,19 @@ class NoiseSchedule:
         return len(self.signal)
 
     def told(self, t: Tensor) -> Tensor:
-        """What the denoiser is told at t: t itself, or float32 (flow: T sigma; EDM: log(sigma) / 4). t: (b,) long."""
-        return t if self.time is None else self.time[t.cpu()].float().to(t.device)
+        """What the denoiser is told at t: t itself, or float32 (flow: T sigma; EDM: log(sigma) / 4).
+
+        t: (b,) long; a floating-point t is no timestep of the schedule but what is to be told already.
+        """
+        if self.time is None or t.is_floating_point():
+            return t
+        return self.time[t.cpu()].float().to(t.device)
+
+    @property
+    def counts(self) -> bool:
+        """Whether what the denoiser is told counts timesteps: t, or T sigma; else it is sigma itself or its logarithm."""
+        flow = self.prediction_type == "flow_prediction"
+        return self.time is None or (flow and float(self.time.max()) > 1)
 
     def sigma(self, t: Tensor) -> Tensor:
         """The noise level, (b,) float64: the coefficient s_t in [0, 1], or EDM's sigma. t: (b,) long."""
@@ -113,9 +124,14 @@ class NoiseSchedule:
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """a_t, s_t shaped (b, 1, 1, 1), in the dtype and on the device of `like`."""
-        shape = (-1,) + (1,) * (like.ndim - 1)
-        index = t.cpu()
-        return self.signal[index].to(like).view(shape), self.noise[index].to(like).view(shape)
+        a, s = self._rows(t, like, self.signal, self.noise)
+        return a, s
+
+    @staticmethod
+    def _rows(t: Tensor, like: Tensor, *tables: Tensor) -> list[Tensor]:
+        """Each table at t, (b, 1, 1, 1), in the dtype and on the device of `like`."""
+        shape, index = (-1,) + (1,) * (like.ndim - 1), t.cpu()
+        return [table[index].to(like).view(shape) for table in tables]
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """x_t = a_t x0 + s_t eps. x0, eps: (b, c, h, w); t: (b,) long."""
@@ -127,12 +143,23 @@ class NoiseSchedule:
         a, s = self.coefficients(t, x_t)
         return (x_t - a * x0) / s
 
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the denoiser should say, (b, c, h, w): eps, x0, v = a eps - s x0, eps - x0, or EDM's F."""
+        a, s = self.coefficients(t, x0)
+        if self.skip is not None and self.out is not None:
+            skip, out = self._rows(t, x0, self.skip, self.out)
+            return (x0 - skip * (a * x0 + s * eps)) / out
+        if self.prediction_type == "epsilon":
+            return eps
+        if self.prediction_type == "sample":
+            return x0
+        return a * eps - s * x0 if self.prediction_type == "v_prediction" else eps - x0
+
     def x0_from(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """x0_hat, (b, c, h, w). v = a eps - s x0 (Salimans & Ho 2022); flow = eps - x0 (Lipman et al. 2023)."""
         a, s = self.coefficients(t, x_t)
         if self.skip is not None and self.out is not None:
-            shape = (-1,) + (1,) * (x_t.ndim - 1)
-            skip, out = (table[t.cpu()].to(x_t).view(shape) for table in (self.skip, self.out))
+            skip, out = self._rows(t, x_t, self.skip, self.out)
             return skip * x_t + out * prediction
         if self.prediction_type == "epsilon":
             return (x_t - s * prediction) / a
@@ -152,6 +179,19 @@ class NoiseSchedule:
         if self.prediction_type == "flow_prediction":
             return x_t + a * prediction
         return self.implied_eps(x_t, self.x0_from(prediction, x_t, t), t)
+
+    def shifted(self, prediction: Tensor, change: Tensor, t: Tensor) -> Tensor:
+        """The prediction at the same x_t whose eps_hat is larger by `change`, (b, c, h, w); x0_hat is less by s/a."""
+        a, s = self.coefficients(t, prediction)
+        if self.out is not None:
+            return prediction - s / a * change / self._rows(t, prediction, self.out)[0]
+        if self.prediction_type == "epsilon":
+            return prediction + change
+        if self.prediction_type == "sample":
+            return prediction - s / a * change
+        if self.prediction_type == "v_prediction":
+            return prediction + (a + s * s / a) * change
+        return prediction + (1 + s / a) * change
 
     def ddim_sample(
         self, x: Tensor, top: int, count: int, predict: Callable[[Tensor, Tensor], Tensor]
@@ -176,6 +216,55 @@ class NoiseSchedule:
         if t_next is None:
             return x0_hat
         return self.add_noise(x0_hat, self.eps_from(prediction, x_t, t), t_next)
+
+
+def jump(schedule: NoiseSchedule, x: Tensor, t: Tensor, t_next: Tensor, noise: Tensor) -> Tensor:
+    """x_t to the noisier x_{t_next} in one step: (a' / a) x + sqrt(s'^2 - (a' s / a)^2) noise, a', s' those of t_next.
+
+    For DDPM schedules sqrt(abar'/abar) x + sqrt(1 - abar'/abar) noise. What held x_t = a x0 + s eps holds x_{t_next}
+    again. x, noise: (b, c, h, w); t <= t_next: (b,) long.
+    """
+    (a, s), (a_next, s_next) = schedule.coefficients(t, x), schedule.coefficients(t_next, x)
+    share = (a_next / a).where(_column(t != t_next, x), torch.ones_like(a))  # flow ends without a signal
+    return share * x + (s_next**2 - (share * s) ** 2).clamp_min(0).sqrt() * noise
+
+
+def ancestral_step(
+    schedule: NoiseSchedule,
+    prediction: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    t_next: Tensor,
+    noise: Tensor,
+    eta: float,
+) -> Tensor:
+    """x_t to the cleaner x_{t_next} (Song et al. 2021, Eq. 12 and 16): eta 0 is DDIM, eta 1 DDPM.
+
+    sigma = eta (s' / s) sqrt(s^2 - (a s' / a')^2), x' = a' x0_hat + sqrt(s'^2 - sigma^2) eps_hat + sigma noise, where
+    a', s' are those of t_next; the same for flow schedules. t_next <= t: (b,) long; where they are equal, x_t stays.
+    """
+    (a, s), (a_next, s_next) = schedule.coefficients(t, x_t), schedule.coefficients(t_next, x_t)
+    sigma = eta * s_next / s * (s**2 - (a * s_next / a_next) ** 2).clamp_min(0).sqrt()
+    x0_hat, eps_hat = schedule.x0_from(prediction, x_t, t), schedule.eps_from(prediction, x_t, t)
+    kept = (s_next**2 - sigma**2).clamp_min(0).sqrt()
+    there = a_next * x0_hat + kept * eps_hat + sigma * noise
+    return there.where(_column(t != t_next, x_t), x_t)
+
+
+def _column(rows: Tensor, like: Tensor) -> Tensor:
+    """(b,) -> (b, 1, ...), on the device of `like`."""
+    return rows.to(like.device).view((-1,) + (1,) * (like.ndim - 1))
+
+
+def shared_timestep(t: Tensor, threshold: int = 100, intervals: int = 5) -> Tensor:
+    """f(t) of E-TSDM (Yang et al. 2023): below `threshold` the left end of t's interval, t elsewhere.
+
+    t: any shape; integer timesteps, or T sigma of flow models. intervals: equally long ones below the threshold; as
+    many as the threshold leave integers as they are. Raises ValueError where they do not divide it.
+    """
+    if threshold < 1 or intervals < 1 or threshold % intervals:
+        raise ValueError(f"intervals must divide threshold, both 1 or more; got {intervals} and {threshold}.")
+    return (t - t % (threshold // intervals)).where(t < threshold, t)
 
 
 def sample_noise(sample_id: str, seed: int, shape: tuple[int, ...]) -> Tensor:

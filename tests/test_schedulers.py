@@ -49,7 +49,9 @@ def test_every_scheduler_is_read_as_it_reads_itself_or_refused(name: str) -> Non
     ours = NoiseSchedule.from_config(config)
     every = torch.arange(len(ours))
     if name in BETAS:
-        torch.testing.assert_close(ours.alpha_bar(every).float(), scheduler.alphas_cumprod.float(), rtol=0, atol=3e-6)
+        torch.testing.assert_close(
+            ours.alpha_bar(every).float(), scheduler.alphas_cumprod.float(), rtol=0, atol=3e-6
+        )
     elif name in FLOWS:
         torch.testing.assert_close(ours.sigma(every).float(), scheduler.sigmas.flip(0), rtol=0, atol=1e-6)
 
