@@ -77,7 +77,7 @@ class NoiseSchedule:
 
     @property
     def counts(self) -> bool:
-        """Whether what the denoiser is told counts timesteps: t, or T sigma; else it is sigma itself or its logarithm."""
+        """Whether what the denoiser is told counts timesteps (t, or T sigma); else it is sigma or its logarithm."""
         flow = self.prediction_type == "flow_prediction"
         return self.time is None or (flow and float(self.time.max()) > 1)
 

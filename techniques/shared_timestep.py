@@ -22,7 +22,8 @@ class SharedTimestep(Technique):
     The noise level stays at t; only what the denoiser is told changes. E-TSDM retrains with the shared
     condition; here the frozen denoiser is told it (ours), unless it was fitted so: `gate fit lora
     --shared-below 100`. Flow models are told T sigma, which is what is shared there; models that are told sigma
-    itself or its logarithm (EDM and kin) share t. threshold: shared below it. intervals: how many there are below it; as many as the threshold are vanilla.
+    itself or its logarithm (EDM and kin) share t. threshold: shared below it. intervals: how many there are
+    below it; as many as the threshold are vanilla.
     """
 
     name = "shared-timestep"
