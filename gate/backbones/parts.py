@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,7 @@ def load_parts(
             if kind == "dtype":
                 options["trust_remote_code"] = False
             options |= {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-            parts[part] = load_whole(name, where, lambda c=cls, w=where, o=options: c.from_pretrained(w, **o))
+            parts[part] = load_whole(name, where, functools.partial(cls.from_pretrained, where, **options))
     except ImportError as error:
         first = next(line for line in str(error).splitlines() if line.strip())
         raise ConfigurationError(f"{name} needs a package that is not installed: {first.strip()}") from error

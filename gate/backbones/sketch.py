@@ -45,9 +45,10 @@ def bare_layers(class_name: str, config: Mapping[str, Any]) -> list[LayerInfo]:
     """
     import diffusers
 
-    cls: Any = getattr(diffusers, class_name, None)
-    if not (inspect.isclass(cls) and issubclass(cls, diffusers.ModelMixin)):
+    found = getattr(diffusers, class_name, None)
+    if not (inspect.isclass(found) and issubclass(found, diffusers.ModelMixin)):
         raise ConfigurationError(f"diffusers {diffusers.__version__} has no denoiser {class_name}.")
+    cls: Any = found
     with torch.device("meta"), hushed():
         try:
             denoiser = cls.from_config({k: v for k, v in config.items() if not k.startswith("_")})

@@ -170,7 +170,9 @@ def _train(
     optimiser = torch.optim.AdamW(trainer.groups, weight_decay=1e-2)
     course = _restore(trainer, optimiser, folder, config)
     if not course.held_out:
-        course.held_out[0] = held_out_errors(trainer.plain_loss, backbone, material, log).tolist()
+        course.held_out[0] = held_out_errors(
+            trainer.plain_loss, backbone, material, log, together=trainer.together
+        ).tolist()
         _keep(trainer, optimiser, course, folder)
     began, losses = time.perf_counter() - course.seconds, []
     try:
@@ -181,7 +183,7 @@ def _train(
             if course.step % config.check_every == 0 or course.step == steps:
                 course.losses[course.step] = float(np.mean(losses))
                 losses.clear()
-                errors = held_out_errors(trainer.loss, backbone, material, log)
+                errors = held_out_errors(trainer.loss, backbone, material, log, together=trainer.together)
                 course.held_out[course.step] = errors.tolist()
                 course.seconds = time.perf_counter() - began
                 if errors.mean() <= np.mean(course.held_out[course.best]) or course.best == 0:
@@ -248,15 +250,23 @@ def _step(
 
 @torch.no_grad()
 def held_out_errors(
-    loss: Callable[..., Tensor], backbone: Backbone, material: Material, log: Log = lambda _: None
+    loss: Callable[..., Tensor],
+    backbone: Backbone,
+    material: Material,
+    log: Log = lambda _: None,
+    *,
+    together: bool = False,
 ) -> Tensor:
     """(m,) float64: loss of each held-out image under its fullest caption, over four noise levels and two noises,
-    the same at every step. Where memory runs out, fewer of these go through at once."""
+    the same at every step. Where memory runs out, fewer of these go through at once.
+
+    together: a row's loss is of the other rows too, so that fewer at once would be another number: OutOfMemoryError.
+    """
     levels = [
         round(level * len(backbone.schedule)) for level in HELD_OUT_LEVELS for _ in range(HELD_OUT_NOISES)
     ]
     t, shape = torch.tensor(levels), tuple(material.x0.shape[1:])
-    size, errors = len(levels), []
+    size, errors = 1 if together else len(levels), []
     for row in material.held_out:
         identity, text = material.samples[row].id, material.captions[row][-1]
         eps = torch.stack([sample_noise(identity, seed, shape) for seed in range(len(levels))]).to(
@@ -264,10 +274,11 @@ def held_out_errors(
         )
         x_t = backbone.schedule.add_noise(material.x0[row].expand_as(eps), eps, t)
 
-        def look(rows: int, row: int = row, text: str = text, x_t: Tensor = x_t, eps: Tensor = eps) -> Any:
+        def look(at_once: int, row: int = row, text: str = text, x_t: Tensor = x_t, eps: Tensor = eps) -> Any:
+            rows = len(t) if together else at_once
             parts = [slice(i, i + rows) for i in range(0, len(t), rows)]
             found = [loss(x_t[p], eps[p], t[p], [text] * len(t[p]), [row] * len(t[p])) for p in parts]
-            return rows, torch.cat(found)
+            return at_once, torch.cat(found)
 
         size, found = halving(
             look, size, "the held-out look", "use a smaller backbone or --dtype bfloat16", log=log

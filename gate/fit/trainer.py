@@ -85,9 +85,10 @@ class Trainer(abc.ABC):
     groups: parameters with their rates, as an optimiser takes them. steps: default length. measure: what the loss is,
     for the report. families: of backbone it serves, or traits of them, as a technique's. generates: whether what is
     fitted paints images, for a sheet of samples. shared: threshold and intervals of a shared timestep condition
-    (`told`); a threshold of 0 is none.
+    (`told`); a threshold of 0 is none. together: whether a row's held-out loss is of the other noises of its image too.
     """
 
+    together: ClassVar[bool] = False
     measure: ClassVar[str] = "eps error"
     generates: ClassVar[bool] = True
     families: ClassVar[frozenset[str]] = frozenset({"unet"})

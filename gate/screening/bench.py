@@ -107,7 +107,7 @@ class Bench:
             self.backbone,
             technique,
             self.samples,
-            self.config.timesteps,
+            self.config.timesteps or (),
             tuple(self.config.seed + s for s in range(seeds)),
             self.layers,
             batch_size or self.batch_size,
