@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from small_pipelines import (
     UNET,
@@ -34,7 +35,15 @@ def text_unet(folder: Path, pipeline: str, scheduler: Any = None, channels: int 
         "unet": UNet2DConditionModel(**options),
         "scheduler": scheduler or ddpm(),
     }
-    return save(folder, pipeline, parts, safety_checker=[None, None], feature_extractor=[None, None])
+    empty = [None, None]
+    return save(
+        folder,
+        pipeline,
+        parts,
+        _diffusers_version=diffusers.__version__,
+        safety_checker=empty,
+        feature_extractor=empty,
+    )
 
 
 def pixel_unet(folder: Path, pipeline: str, scheduler: Any, **unet: Any) -> Path:

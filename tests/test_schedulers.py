@@ -146,6 +146,7 @@ def test_default_noise_levels_are_shares_of_the_schedule(steps: int) -> None:
     assert NoiseSchedule.flow(steps=4).at(0.05) == 1, "never the clean level"
 
 
+@pytest.mark.slow
 def test_a_short_schedule_is_screened_and_extracted_at_its_defaults(tmp_path: Path) -> None:
     folder = text_unet(tmp_path / "model", "StableDiffusionPipeline", ddpm(num_train_timesteps=100))
     done = gate.screen(
@@ -175,6 +176,7 @@ SERVED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SERVED)
 def test_a_model_of_another_schedule_is_screened(kind: str, tmp_path: Path) -> None:
     scheduler, level, (low, high) = SERVED[kind]

@@ -96,6 +96,11 @@ class Bench:
         return {"x0": self.x0, **{name: tensor for name, tensor in held.items() if tensor is not None}}
 
     @property
+    def timesteps(self) -> tuple[int, ...]:
+        """Noise levels as timesteps of the backbone's schedule."""
+        return self.config.levels(self.backbone.schedule)
+
+    @property
     def measures(self) -> dict[str, Measure]:
         """Metrics and probes by name."""
         return {m.name: m for m in (*self.metrics, *self.probes)}
@@ -107,7 +112,7 @@ class Bench:
             self.backbone,
             technique,
             self.samples,
-            self.config.timesteps or (),
+            self.timesteps,
             tuple(self.config.seed + s for s in range(seeds)),
             self.layers,
             batch_size or self.batch_size,
