@@ -88,6 +88,38 @@ def test_edm_is_its_scheduler_s_preconditioning(options: dict[str, Any]) -> None
     torch.testing.assert_close(ours.add_noise(x0_hat, ours.eps_from(output, x_t, t), t), x_t)
     torch.testing.assert_close(ours.alpha_bar(t), (1 / (1 + sigma**2)).flatten())
     torch.testing.assert_close(ours.clean(x0), theirs.precondition_inputs(x0, 0.0))
+    torch.testing.assert_close(ours.x0_from(ours.target(x0, eps, t), x_t, t), x0)
+    moved = ours.eps_from(ours.shifted(output, eps, t), x_t, t)
+    torch.testing.assert_close(moved, ours.eps_from(output, x_t, t) + eps)
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("DDPMScheduler", True),
+        ("FlowMatchEulerDiscreteScheduler", True),
+        ("EDMEulerScheduler", False),
+        (CONSISTENCY, False),
+        (TRIGFLOW, False),
+    ],
+)
+def test_where_nothing_told_counts_timesteps_the_timestep_itself_is_shared(name: str, counts: bool) -> None:
+    from types import SimpleNamespace
+
+    from gate.registry import create_technique
+
+    schedule = NoiseSchedule.from_config({**SCHEDULERS[name].config, "_class_name": name})
+    assert schedule.counts == counts
+    technique: Any = create_technique("shared-timestep[threshold=20,intervals=1]")
+    request: Any = SimpleNamespace(
+        batch=SimpleNamespace(backbone=SimpleNamespace(schedule=schedule)), t_condition=torch.tensor([7, 30])
+    )
+    request.with_ = lambda t_condition: t_condition
+    shared = technique.denoise(request, lambda told: told)
+    told = schedule.told(shared)
+    plain = schedule.told(torch.tensor([0, 30]))
+    assert float(told[1]) == float(plain[1])
+    assert float(told[0]) == (0.0 if counts else float(plain[0]))
 
 
 def test_consistency_models_are_their_scheduler_s_own_scaling() -> None:
