@@ -98,7 +98,7 @@ class Bench:
     @property
     def timesteps(self) -> tuple[int, ...]:
         """Noise levels as timesteps of the backbone's schedule."""
-        return self.config.levels(self.backbone.schedule)
+        return self.config.timesteps or self.config.levels(self.backbone.schedule)
 
     @property
     def measures(self) -> dict[str, Measure]:
