@@ -24,7 +24,8 @@ class Conditioning:
     """What steers the denoiser, one row per sample.
 
     prompt_embeds: (b, n, d). pooled: (b, d') or None. mask: (b, n) or None. time_ids: (b, m) or None.
-    image_embeds: (b, k, d'') or None. prompts: the b texts behind it, for records.
+    image_embeds: (b, k, d'') or None. labels: (b,) long or None, the model's own classes. prompts: the b texts behind
+    it, for records.
     """
 
     prompt_embeds: Tensor
@@ -32,6 +33,7 @@ class Conditioning:
     mask: Tensor | None = None
     time_ids: Tensor | None = None
     image_embeds: Tensor | None = None
+    labels: Tensor | None = None
     prompts: tuple[str, ...] = ()
 
     def replace(self, **changes: Any) -> Conditioning:
@@ -111,7 +113,7 @@ class Batch:
         """The reference: clean latents at t = 0, no noise."""
         steps = torch.zeros(len(self), dtype=torch.long)
         return Request(
-            self.x0,
+            self.backbone.schedule.clean(self.x0),
             steps,
             steps,
             torch.zeros_like(self.x0),

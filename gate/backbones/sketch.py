@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -34,6 +35,49 @@ def sketched_layers(family: Any, class_name: str, config: Mapping[str, Any]) -> 
             LayerInfo(layer, path, shape[1], max(1, side // across), layer.split(".")[0], costs[layer])
         )
     return rows
+
+
+def bare_layers(class_name: str, config: Mapping[str, Any]) -> list[LayerInfo]:
+    """Every layer of a denoiser that no family calls, read off its modules alone.
+
+    channels are those that a module says of itself, else 0; stride and cost, which only a forward tells, are 0. Raises
+    ConfigurationError where diffusers has no such denoiser, or it has no block that is known.
+    """
+    import diffusers
+
+    found = getattr(diffusers, class_name, None)
+    if not (inspect.isclass(found) and issubclass(found, diffusers.ModelMixin)):
+        raise ConfigurationError(f"diffusers {diffusers.__version__} has no denoiser {class_name}.")
+    cls: Any = found
+    with torch.device("meta"), hushed():
+        try:
+            denoiser = cls.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+        except Exception as error:  # a constructor raises what its arguments happen to break
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ConfigurationError(f"{class_name} cannot be built from this config: {first}") from error
+    paths = layer_paths(denoiser)
+    if not any(layer.rstrip("0123456789") in BLOCKS for layer in paths):
+        raise ConfigurationError(
+            f"{class_name} has no blocks whose places are known; gate.capture takes module paths."
+        )
+    return [
+        LayerInfo(layer, path, _width(denoiser, path), 0, layer.split(".")[0], 0.0)
+        for layer, path in paths.items()
+    ]
+
+
+BLOCKS = ("down", "mid", "up", "block", "single", "refiner")
+
+
+def _width(denoiser: nn.Module, path: str) -> int:
+    """What a module says of its own output; of what it is given, for a place before it."""
+    where, _, what = path.partition(":")
+    module = denoiser.get_submodule(where) if where else denoiser
+    if is_map(path):
+        return int(getattr(module, "heads", 0) or 0)
+    names = ("in_features", "in_channels") if what == "in" else ("out_features", "out_channels")
+    found = next((getattr(module, name) for name in names if isinstance(getattr(module, name, None), int)), 0)
+    return int(found)
 
 
 def forward_flops(backbone: Any) -> float:
@@ -71,7 +115,8 @@ def _sketch(
     made: Any = object.__new__(family)
     made.denoiser, made._config, made.index, made.vae = denoiser, denoiser.config, {}, None
     made.device, made.dtype, made.image_size = torch.device("meta"), torch.float32, 8 * family.default_side
-    side, channels = side or family.native_side(denoiser.config), int(denoiser.config["in_channels"])
+    made.extra, made._blank = family.accepts(class_name, {}, denoiser.config), None
+    side, channels = side or family.native_side(denoiser.config), family.own_channels(denoiser.config)
     if family.packed:
         channels //= int(family.patch or 1) ** 2
     x, t, given = torch.empty(1, channels, side, side), torch.ones(1), family.blank(denoiser.config)

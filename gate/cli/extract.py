@@ -39,7 +39,9 @@ def extract(
     layers: Annotated[
         str | None, flag("Layers; see gate list layers.", "the run's, else paper", "LIST")
     ] = None,
-    timestep: Annotated[int | None, flag("Noise level.", "the run's, else 50", "T")] = None,
+    timestep: Annotated[
+        int | None, flag("Noise level.", "the run's, else at 5 % of the schedule", "T")
+    ] = None,
     seed: Annotated[int | None, flag("Noise seed.", "the run's, else 0", "N")] = None,
     backbone: BackboneFlag = None,
     revision: RevisionFlag = None,

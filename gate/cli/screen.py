@@ -45,7 +45,9 @@ def screen(
     captions: CaptionsFlag = None,
     masks: Annotated[str | None, flag("A folder of masks, parallel to --images.", "", "DIR")] = None,
     samples: Annotated[int | None, flag("Images, 8 or more.", "32", "N")] = None,
-    timesteps: Annotated[str | None, flag("Noise levels.", "50,300", "LIST")] = None,
+    timesteps: Annotated[
+        str | None, flag("Noise levels.", "at 5 and 30 % of the schedule: 50,300 of 1000", "LIST")
+    ] = None,
     alpha_bar: Annotated[str | None, flag("Noise levels as alpha_bar, instead.", "", "LIST")] = None,
     sigma: Annotated[str | None, flag("Noise levels as sigma, instead.", "", "LIST")] = None,
     seeds: Annotated[int | None, flag("Noises per image and timestep.", "2", "N")] = None,

@@ -31,13 +31,14 @@ from gate.extraction.source import VANILLA, Source, open_source
 from gate.registry import create_technique, select_techniques
 from gate.runs.directory import read_run
 from gate.sample import Sample, SampleSet
+from gate.schedule import LEVEL
 from gate.technique import Technique
 
 if TYPE_CHECKING:
     Log = Callable[[str], None]
 
 TRIED = 64  # images that settings are timed on, projections and techniques learned from
-TIMESTEP, LAYERS, SAMPLES = 50, ("paper",), 32
+LAYERS, SAMPLES = ("paper",), 32
 
 
 class Images(Protocol):
@@ -145,7 +146,11 @@ def prepare(config: ExtractConfig, log: Log = lambda _: None) -> Asked:
         source.check(backbone)
     layers = resolve_layers(config.layers or (source.layers if source else LAYERS), backbone.layer_paths)
     backbone.calibrate(layers)
-    timesteps = dict(source.timesteps) if source else dict.fromkeys(names, config.timestep or TIMESTEP)
+    timesteps = (
+        dict(source.timesteps)
+        if source
+        else dict.fromkeys(names, config.timestep or backbone.schedule.at(LEVEL))
+    )
     for timestep in timesteps.values():
         backbone.schedule.check(timestep)
     images: Images

@@ -128,7 +128,7 @@ def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) ->
         log(f"{config.samples} images were asked for, and {samples.name} has {len(samples)}")
     log(
         f"{len(samples)} images of {samples.name} on {backbone.name} ({backbone.device}, "
-        f"{str(backbone.dtype).removeprefix('torch.')}), {levels_text(backbone.schedule, config.timesteps)}, "
+        f"{str(backbone.dtype).removeprefix('torch.')}), {levels_text(backbone.schedule, bench.timesteps)}, "
         f"{config.seeds} noise seeds, batches of {bench.batch_size}"
     )
     run = {
@@ -203,7 +203,7 @@ def _measure_all(
     skipped = _spoilers(folder)
     todo = [name for name in everyone if name not in skipped and not has_part(folder, name)]
     unfetched: set[str] = set()
-    rows = len(bench.samples) * len(bench.config.timesteps) * bench.config.seeds
+    rows = len(bench.samples) * len(bench.timesteps) * bench.config.seeds
     done = rows * (len(everyone) - len(todo))
     count = _Counter(progress, done, rows * len(everyone))
     try:
