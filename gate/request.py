@@ -24,7 +24,8 @@ class Conditioning:
     """What steers the denoiser, one row per sample.
 
     prompt_embeds: (b, n, d). pooled: (b, d') or None. mask: (b, n) or None. time_ids: (b, m) or None.
-    image_embeds: (b, k, d'') or None. prompts: the b texts behind it, for records.
+    image_embeds: (b, k, d'') or None. prompts: the b texts behind it, for records. told: what a recorded denoiser is
+    told, a row each (gate/backbones/recorded); prompt_embeds then has no tokens.
     """
 
     prompt_embeds: Tensor
@@ -33,6 +34,7 @@ class Conditioning:
     time_ids: Tensor | None = None
     image_embeds: Tensor | None = None
     prompts: tuple[str, ...] = ()
+    told: tuple[Any, ...] = ()
 
     def replace(self, **changes: Any) -> Conditioning:
         return dataclasses.replace(self, **changes)
@@ -40,8 +42,12 @@ class Conditioning:
     def with_text(self, text: Conditioning) -> Conditioning:
         """The prompts of `text`, everything else as it is here."""
         return self.replace(
-            prompt_embeds=text.prompt_embeds, pooled=text.pooled, mask=text.mask, prompts=text.prompts
-        )  # fmt: skip
+            prompt_embeds=text.prompt_embeds,
+            pooled=text.pooled,
+            mask=text.mask,
+            prompts=text.prompts,
+            told=text.told,
+        )
 
     def __len__(self) -> int:
         return len(self.prompt_embeds)

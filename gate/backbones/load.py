@@ -85,7 +85,7 @@ def load_backbone(
         missing = missing_files(source, index, names)
         if missing:
             source = _completed(name, revision, missing)
-        parts = load_parts(name, source, index, names, half)
+        parts = load_parts(name, source, index, names, half, widened=family.widened)
     return family(
         name, source, index, parts, device=where, dtype=half, image_size=image_size, offload=offload
     )
