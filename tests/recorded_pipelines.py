@@ -104,10 +104,13 @@ def chroma(folder: Path) -> Path:
 
 def cogview4(folder: Path) -> Path:
     from diffusers import CogView4Transformer2DModel
+    from tokenizers.processors import TemplateProcessing
     from transformers import GlmModel
 
     tokenizer = byte_tokenizer("Qwen2Tokenizer")
     tokenizer.padding_side = "left"
+    start = ("<bos>", tokenizer.convert_tokens_to_ids("<bos>"))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[start])
     parts = {
         "vae": vae(),
         "text_encoder": GlmModel(decoder_config("GlmConfig", len(tokenizer))),
@@ -138,7 +141,7 @@ def lumina2(folder: Path) -> Path:
 
     tokenizer = gemma_tokenizer()
     parts = {
-        "vae": vae(**PLAIN_VAE),
+        "vae": vae(blocks=4, **PLAIN_VAE),
         "text_encoder": Gemma2Model(decoder_config("Gemma2Config", len(tokenizer), layers=3)),
         "tokenizer": tokenizer,
         "transformer": Lumina2Transformer2DModel(
@@ -164,10 +167,11 @@ def hidream(folder: Path) -> Path:
     from transformers import LlamaForCausalLM
 
     clip, t5, llama = clip_tokenizer(), t5_tokenizer(), byte_tokenizer("Qwen2Tokenizer")
+    clip.model_max_length = 128
     parts = {
         "vae": vae(**PLAIN_VAE),
-        "text_encoder": clip_encoder(clip, projected=True),
-        "text_encoder_2": clip_encoder(clip, projected=True),
+        "text_encoder": clip_encoder(clip, projected=True, positions=128),
+        "text_encoder_2": clip_encoder(clip, projected=True, positions=128),
         "text_encoder_3": t5_encoder(t5),
         "text_encoder_4": LlamaForCausalLM(decoder_config("LlamaConfig", len(llama), layers=3)),
         "tokenizer": clip,
@@ -280,8 +284,11 @@ def ovis_image(folder: Path) -> Path:
 
 
 def prx(folder: Path) -> Path:
-    from diffusers import PRXTransformer2DModel
-    from transformers import T5GemmaConfig, T5GemmaEncoder, T5GemmaModuleConfig
+    from diffusers import PRXPipeline, PRXTransformer2DModel
+    from transformers import T5GemmaConfig, T5GemmaModuleConfig
+    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
+
+    assert PRXPipeline.__name__  # its package puts the encoder at transformers' top level
 
     tokenizer = gemma_tokenizer()
     inner = T5GemmaModuleConfig(
@@ -300,14 +307,16 @@ def prx(folder: Path) -> Path:
     tokenizer.model_max_length = 64
     parts = {
         "vae": vae(**PLAIN_VAE),
-        "text_encoder": T5GemmaEncoder(config),
+        "text_encoder": T5GemmaEncoder(inner),
         "tokenizer": tokenizer,
         "transformer": PRXTransformer2DModel(
             in_channels=4, context_in_dim=WIDTH, hidden_size=16, num_heads=2, depth=2, axes_dim=[4, 4]
         ),
         "scheduler": flow(shift=3.0),
     }
-    return save(folder, "PRXPipeline", parts, default_sample_size=64)
+    made = save(folder, "PRXPipeline", parts, default_sample_size=64)
+    config.save_pretrained(folder / "text_encoder")  # public checkpoints keep that of encoder and decoder
+    return made
 
 
 def kandinsky5(folder: Path) -> Path:

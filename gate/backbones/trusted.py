@@ -73,21 +73,23 @@ def trusted_class(name: str, part: str, library: str, cls: str, further: frozens
 def widened_class(name: str, part: str, library: str, cls: str) -> type[Any]:
     """The class of a part of a recorded pipeline: any model, tokenizer or scheduler of diffusers and transformers.
 
-    By name from the package's own top level, never an Auto class. Raises ConfigurationError for any other.
+    By name from a package's own top level, or from a package of diffusers' pipelines, never an Auto class. Raises
+    ConfigurationError for any other.
     """
     import diffusers
     import transformers
 
     if part.startswith("tokenizer") and cls in PROCESSORS:
         cls = "PreTrainedTokenizerFast"
-    packages: dict[str, tuple[Any, tuple[Any, ...]]] = {
-        "diffusers": (diffusers, (diffusers.ModelMixin, diffusers.SchedulerMixin)),
-        "transformers": (transformers, (transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase)),
-    }
-    package, kinds = packages.get(library, (None, ()))
+    packages = {"diffusers": diffusers, "transformers": transformers}
+    package: Any = packages.get(library) or (library.isidentifier() and getattr(diffusers.pipelines, library, None))
+    kinds = (
+        *(diffusers.ModelMixin, diffusers.SchedulerMixin),
+        *(transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase),
+    )
     auto = cls.startswith("Auto") and not cls.startswith("Autoencoder")
     found: Any = None if auto else getattr(package, cls, None)
-    if not (isinstance(found, type) and issubclass(found, kinds) and found.__module__.split(".")[0] == library):
+    if not (isinstance(found, type) and issubclass(found, kinds) and found.__module__.split(".")[0] in packages):
         raise ConfigurationError(
             f"{name} wants {library}.{cls} for its {part}, which is no model, tokenizer or scheduler of diffusers or "
             f"transformers that gate loads; {NEVER}. Upgrade the two if the class is newer than they are."

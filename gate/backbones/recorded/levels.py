@@ -56,8 +56,11 @@ def schedule_of(scheduler: Any, timing: Mapping[str, Any], config: Mapping[str, 
     steps = int(config.get("num_train_timesteps", 1000))
     if is_flow(config) and hasattr(scheduler, "scale_noise"):
         fine = type(scheduler).from_config({**scheduler.config, **SPACINGS})
-        shift = {"mu": timing["mu"]} if timing.get("mu") is not None else {}
-        fine.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), **shift)
+        how = {"mu": timing["mu"]} if timing.get("mu") is not None else {}
+        shares = np.linspace(1.0, 1 / steps, steps)
+        if timing.get("timesteps") is not None:  # CogView 4 is told the share of the schedule, not sigma
+            how["timesteps"] = steps * shares
+        fine.set_timesteps(sigmas=shares, **how)
         sigma = fine.sigmas[:-1].double().flip(0).cpu()
         made = NoiseSchedule(1 - sigma, sigma, "flow_prediction", fine.timesteps.double().flip(0).cpu())
     else:
