@@ -82,14 +82,18 @@ def widened_class(name: str, part: str, library: str, cls: str) -> type[Any]:
     if part.startswith("tokenizer") and cls in PROCESSORS:
         cls = "PreTrainedTokenizerFast"
     packages = {"diffusers": diffusers, "transformers": transformers}
-    package: Any = packages.get(library) or (library.isidentifier() and getattr(diffusers.pipelines, library, None))
+    package: Any = packages.get(library) or (
+        library.isidentifier() and getattr(diffusers.pipelines, library, None)
+    )
     kinds = (
         *(diffusers.ModelMixin, diffusers.SchedulerMixin),
         *(transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase),
     )
     auto = cls.startswith("Auto") and not cls.startswith("Autoencoder")
     found: Any = None if auto else getattr(package, cls, None)
-    if not (isinstance(found, type) and issubclass(found, kinds) and found.__module__.split(".")[0] in packages):
+    if not (
+        isinstance(found, type) and issubclass(found, kinds) and found.__module__.split(".")[0] in packages
+    ):
         raise ConfigurationError(
             f"{name} wants {library}.{cls} for its {part}, which is no model, tokenizer or scheduler of diffusers or "
             f"transformers that gate loads; {NEVER}. Upgrade the two if the class is newer than they are."

@@ -71,7 +71,9 @@ def told_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], holes: Mapping[Pat
         for path, value in leaves(tree)
         if isinstance(value, Tensor) and path not in changes
     }
-    words = {path: str(value) for path, value in leaves(tree) if isinstance(value, (torch.dtype, torch.device))}
+    words = {
+        path: str(value) for path, value in leaves(tree) if isinstance(value, (torch.dtype, torch.device))
+    }
     positional, named = replaced(tree, {**kept, **words, **changes})
     latent = next(iter(holes))
     if latent[0] == 1:  # whoever counts the rows of a call looks at its first argument

@@ -56,7 +56,7 @@ class Recorded(PipelineBackbone):
         self.pipeline = own_pipeline(name, index, parts)
         known = words_of(cls)
         takes = "text" if "prompt" in known else "classes" if "class_labels" in known else "unconditional"
-        self.traits = frozenset({takes})  # type: ignore[misc]
+        self.traits = frozenset({takes})
         super().__init__(name, source, index, parts, **options)
 
     # what the rehearsal says
@@ -81,7 +81,9 @@ class Recorded(PipelineBackbone):
         timing = {k: v for k, v in self.geometry.timing.items() if v is not None}
         fresh = type(scheduler).from_config(scheduler.config)
         fresh.set_timesteps(**{**timing, "device": "cpu"})
-        return schedule_of(fresh, timing, {**scheduler.config, "_class_name": type(scheduler).__name__}, self.name)
+        return schedule_of(
+            fresh, timing, {**scheduler.config, "_class_name": type(scheduler).__name__}, self.name
+        )
 
     @functools.cached_property
     def factor(self) -> int:  # type: ignore[override]

@@ -133,7 +133,9 @@ def measure(pipeline: Any, denoiser: Any, *, text: str, size: int | None, dtype:
     out_of, sign = _answered(name, played[0].turns[1:], answers, sample)
     decoded = [p.decoded for p in played]
     scale, offset, onto, shape, frames = _decoded(name, decoded, marker, sample)
-    template = dict(leaves((turn.args, turn.kwargs)))[hidden].detach().clone(memory_format=torch.contiguous_format)
+    template = (
+        dict(leaves((turn.args, turn.kwargs)))[hidden].detach().clone(memory_format=torch.contiguous_format)
+    )
     template.view(-1)[(into >= 0).to(template.device)] = 0
     back = torch.empty_like(onto)  # for every entry of the latent, that of the sample
     back[onto] = torch.arange(len(onto))
@@ -204,7 +206,9 @@ class _Stage:
 
     def _perform(self, answer: Any, feed: Any, steps: int, last: int = 0) -> Performance:
         pixels = "latent" if last else "pt"
-        options = call_options(self.pipeline, self.text, steps, self.size, output_type=pixels, **self.guidance)
+        options = call_options(
+            self.pipeline, self.text, steps, self.size, output_type=pixels, **self.guidance
+        )
         return perform(self.pipeline, self.denoiser, options, answer=answer, feed=feed, last=last)
 
     def _really(self, turn: Turn) -> Any:
@@ -245,9 +249,7 @@ def _hidden(name: str, turns: Sequence[Turn], marker: Marker) -> tuple[Path, Ten
     return found[0]
 
 
-def _answered(
-    name: str, turns: Sequence[Turn], answers: Marker, sample: Tensor
-) -> tuple[Tensor, float]:
+def _answered(name: str, turns: Sequence[Turn], answers: Marker, sample: Tensor) -> tuple[Tensor, float]:
     """For every entry of the sample the entry of the denoiser's output that predicts it, and the sign."""
     said = [turn.prediction for turn in turns[: len(answers)]]
     read = None
@@ -270,11 +272,18 @@ def _decoded(
         shape = tuple(sample.shape[1:])
         one = torch.ones(shape)
         if len(shape) != 3:
-            raise ConfigurationError(f"{name} cannot be recorded: it has no VAE, and its latents are no images.")
+            raise ConfigurationError(
+                f"{name} cannot be recorded: it has no VAE, and its latents are no images."
+            )
         return one, torch.zeros(shape), torch.arange(sample.numel()), shape, False
     zs = [z.detach().double().cpu() for z in decoded if z is not None]
     frames = zs[0].ndim == 5
-    if zs[0].numel() != marker.count or len(zs[0]) != 1 or zs[0].ndim not in (4, 5) or frames and zs[0].shape[2] != 1:
+    if (
+        zs[0].numel() != marker.count
+        or len(zs[0]) != 1
+        or zs[0].ndim not in (4, 5)
+        or (frames and zs[0].shape[2] != 1)
+    ):
         raise ConfigurationError(
             f"{name} cannot be recorded: its VAE is not given one frame's latent ({tuple(zs[0].shape)} of a sample of "
             f"{tuple(sample.shape)})."
@@ -283,7 +292,9 @@ def _decoded(
     digits = torch.stack([((z - offset) / scale).round() - 1 for z in zs[2:]])
     places = sum(digit * marker.base**d for d, digit in enumerate(digits)).long().flatten()
     if not bool(scale.ne(0).all()) or not torch.equal(places.sort().values, torch.arange(marker.count)):
-        raise ConfigurationError(f"{name} cannot be recorded: its VAE is not given the latent, scaled and shifted.")
+        raise ConfigurationError(
+            f"{name} cannot be recorded: its VAE is not given the latent, scaled and shifted."
+        )
     shape = tuple(zs[0].shape[-3:]) if not frames else (zs[0].shape[1], *zs[0].shape[-2:])
     onto = torch.empty_like(places)
     onto[places] = torch.arange(len(places))
@@ -304,7 +315,9 @@ def _times(name: str, played: Sequence[Performance], hidden: Path) -> tuple[Time
             continue
         found.append(_time(name, path, values, turns, ts))
     if not found:
-        raise ConfigurationError(f"{name} cannot be recorded: no argument of its denoiser's call follows the time.")
+        raise ConfigurationError(
+            f"{name} cannot be recorded: no argument of its denoiser's call follows the time."
+        )
     return tuple(found)
 
 
@@ -331,8 +344,10 @@ def _time(name: str, path: Path, values: Sequence[Any], turns: Sequence[Turn], t
         if all(_same(time(t), v) for t, v in zip(at, values, strict=True)):
             return time
     wide = float(seen.abs().max()) * (1e-2 if seen.abs().max() and _is_half(values[0]) else 1e-5)
-    if times and all(float((torch.as_tensor(times[-1](t)).double() - torch.as_tensor(v).double()).abs().max()) <= wide
-                     for t, v in zip(at, values, strict=True)):
+    if times and all(
+        float((torch.as_tensor(times[-1](t)).double() - torch.as_tensor(v).double()).abs().max()) <= wide
+        for t, v in zip(at, values, strict=True)
+    ):
         return times[-1]
     raise ConfigurationError(
         f"{name} cannot be recorded: its denoiser is told something of each step ({path[-1]}) that is no line in t."

@@ -28,7 +28,9 @@ def noised(scheduler: Any, x0: Tensor, eps: Tensor, t: Any) -> Tensor:
     fresh = copy.copy(scheduler)  # at no step: it then looks for t, and does not count
     fresh._begin_index = fresh._step_index = None
     at = torch.as_tensor(t).reshape(1).to(x0.device)
-    made: Tensor = fresh.scale_noise(x0, at, eps) if hasattr(fresh, "scale_noise") else fresh.add_noise(x0, eps, at)
+    made: Tensor = (
+        fresh.scale_noise(x0, at, eps) if hasattr(fresh, "scale_noise") else fresh.add_noise(x0, eps, at)
+    )
     return made
 
 
@@ -48,10 +50,12 @@ def level_of(schedule: NoiseSchedule, t: float) -> tuple[float, float]:
     return a, s
 
 
-def schedule_of(scheduler: Any, timing: Mapping[str, Any], config: Mapping[str, Any], name: str) -> NoiseSchedule:
-    """The noise levels of a pipeline that has just set its scheduler. Raises ConfigurationError where they cannot be told.
+def schedule_of(
+    scheduler: Any, timing: Mapping[str, Any], config: Mapping[str, Any], name: str
+) -> NoiseSchedule:
+    """The noise levels of a pipeline that has just set its scheduler.
 
-    timing: how the pipeline set it: a shift that depends on the image's size is in there.
+    Raises ConfigurationError where they cannot be told. timing: how the pipeline set it: a shift that depends on the image's size is in there.
     """
     steps = int(config.get("num_train_timesteps", 1000))
     if is_flow(config) and hasattr(scheduler, "scale_noise"):

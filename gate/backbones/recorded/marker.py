@@ -44,12 +44,12 @@ class Marker:
             return None
         found, sign = read
         kept = found[found >= 0]
-        return (found, sign) if len(kept) == self.count and len(kept.unique()) == self.count else None
+        return (found, sign) if len(kept) == self.count and len(set(kept.tolist())) == self.count else None
 
     def chosen(self, seen: Sequence[Tensor]) -> tuple[Tensor, float] | None:
         """The same where what came back is some of the marker, as it was or negated; None where it is not."""
         read = self._read(seen, scaled=False)
-        if read is None or bool((read[0] < 0).any()) or len(read[0].unique()) != len(read[0]):
+        if read is None or bool((read[0] < 0).any()) or len(set(read[0].tolist())) != len(read[0]):
             return None
         return read
 

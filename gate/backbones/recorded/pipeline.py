@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -64,7 +63,6 @@ def own_pipeline(name: str, index: Mapping[str, Any], parts: Mapping[str, Any]) 
     return made
 
 
-@functools.cache
 def words_of(cls: type[Any]) -> Mapping[str, inspect.Parameter]:
     """What a pipeline's call takes, by name."""
     call: Any = cls.__call__
@@ -82,11 +80,16 @@ def refuse_conditions(name: str, cls: type[Any]) -> None:
 
 
 def call_options(pipeline: Any, text: str, steps: int, size: int | None, **changes: Any) -> dict[str, Any]:
-    """The arguments of one neutral call. text: the prompt, or the number of a class. size: pixels a side, or its own."""
+    """The arguments of one neutral call.
+
+    text: the prompt, or the number of a class. size: pixels a side, or None for its own.
+    """
     known = words_of(type(pipeline))
     options = {**NEUTRAL, **changes}
     options |= {"num_inference_steps": steps, "height": size, "width": size}
     options |= {"original_size": (size, size)} if size else {}
     options |= {"prompt": text} if "prompt" in known else {}
     options |= {"class_labels": [int(text or 0)]} if "class_labels" in known else {}
-    return {k: v for k, v in options.items() if k in known and (v is not None or k not in ("height", "width"))}
+    return {
+        k: v for k, v in options.items() if k in known and (v is not None or k not in ("height", "width"))
+    }

@@ -1,4 +1,4 @@
-"""Is a backbone's call the pipeline's own? A clean latent, noised at three levels by the pipeline's scheduler, through both."""
+"""Is a backbone's call the pipeline's own? A latent, noised at three levels by its scheduler, through both."""
 
 from __future__ import annotations
 
@@ -110,7 +110,9 @@ def _pipeline_of(backbone: Any, said: str) -> tuple[Any, Geometry, str]:
     parts |= {vae: backbone.vae} if backbone.vae is not None else {}
     pipeline = own_pipeline(backbone.name, backbone.index, parts)
     with backbone._awake(*backbone.encoders):
-        found = measure(pipeline, backbone.denoiser, text=said, size=backbone.image_size, dtype=backbone.dtype)
+        found = measure(
+            pipeline, backbone.denoiser, text=said, size=backbone.image_size, dtype=backbone.dtype
+        )
     return pipeline, found, said
 
 

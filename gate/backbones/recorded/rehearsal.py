@@ -51,7 +51,13 @@ class _Ended(Exception):
 
 
 def perform(
-    pipeline: Any, denoiser: Any, options: Mapping[str, Any], *, answer: Answer, feed: Feed, last: int = 0,
+    pipeline: Any,
+    denoiser: Any,
+    options: Mapping[str, Any],
+    *,
+    answer: Answer,
+    feed: Feed,
+    last: int = 0,
     at_forward: bool = False,
 ) -> Performance:
     """Run the pipeline's call. last: the turn after which it ends; 0 plays on until the VAE is asked.
@@ -103,14 +109,19 @@ def perform(
             raise
         except Exception as error:  # a stranger's call raises what it happens to meet
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConfigurationError(f"{type(pipeline).__name__} cannot be called with a prompt alone: {said}") from error
+            raise ConfigurationError(
+                f"{type(pipeline).__name__} cannot be called with a prompt alone: {said}"
+            ) from error
     return shown
 
 
 @contextlib.contextmanager
 def _standing(pipeline: Any, scheduler: Any, places: list[tuple[Any, str, Any]]) -> Iterator[None]:
     """For a while, these stand in; random numbers that are drawn meanwhile were never drawn."""
-    held, own = pipeline.scheduler, [(module, word, vars(module).get(word)) for module, word, _ in places if module is not None]
+    held, own = (
+        pipeline.scheduler,
+        [(module, word, vars(module).get(word)) for module, word, _ in places if module is not None],
+    )
     pipeline.scheduler = scheduler
     for module, word, stand_in in places:
         if module is not None:
