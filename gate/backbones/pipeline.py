@@ -41,8 +41,8 @@ class PipelineBackbone(Codec, Backbone):
     Facts: `denoisers`, diffusers' classes that it calls; `parts`, further classes that it takes besides those of
     gate/backbones/trusted.py, as "transformers.Class"; `half`, what `--dtype auto` is on a GPU; `patch`, how many
     latent positions a side become one token (None: the config's patch_size); `packed`, whether the family does that
-    itself; `default_side`, of the latent, where a denoiser's config names no size: 1024 px; `widened`, whether its parts
-    may be any class of diffusers and transformers.
+    itself; `default_side`, of the latent, where a denoiser's config names no size: 1024 px; `widened`, whether its
+    parts may be any class of diffusers and transformers.
     """
 
     denoisers: ClassVar[frozenset[str]] = frozenset()

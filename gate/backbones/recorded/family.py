@@ -51,7 +51,7 @@ class Recorded(PipelineBackbone):
         several = [part for part in index if part.startswith(HEADS) and part_of(index, part)[1]]
         if len(several) != 1:
             raise ConfigurationError(
-                f"{name} cannot be recorded: it has {len(several)} denoisers ({', '.join(several)}), one after the other."
+                f"{name} cannot be recorded: it has {len(several)} denoisers ({', '.join(several)})."
             )
         self.pipeline = own_pipeline(name, index, parts)
         known = words_of(cls)

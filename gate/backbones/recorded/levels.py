@@ -35,12 +35,13 @@ def noised(scheduler: Any, x0: Tensor, eps: Tensor, t: Any) -> Tensor:
 
 
 def level(scheduler: Any, t: Any) -> tuple[float, float]:
-    """(a, s) of what the denoiser is given at t: c (a' x0 + s' eps), with the scheduler's own scaling c of its input."""
+    """(a, s) of what the denoiser is given at t: c (a' x0 + s' eps), c being the scheduler's scaling of its input."""
     one, zero = torch.ones(1, dtype=torch.float32), torch.zeros(1)
     fresh = copy.copy(scheduler)
     fresh._begin_index = fresh._step_index = None
     scale = fresh.scale_model_input(one, t) if hasattr(fresh, "scale_model_input") else one
-    return tuple(float(scale * noised(scheduler, *pair, t)) for pair in ((one, zero), (zero, one)))  # type: ignore[return-value]
+    signal, noise = (float(scale * noised(scheduler, *pair, t)) for pair in ((one, zero), (zero, one)))
+    return signal, noise
 
 
 def level_of(schedule: NoiseSchedule, t: float) -> tuple[float, float]:
@@ -55,7 +56,8 @@ def schedule_of(
 ) -> NoiseSchedule:
     """The noise levels of a pipeline that has just set its scheduler.
 
-    Raises ConfigurationError where they cannot be told. timing: how the pipeline set it: a shift that depends on the image's size is in there.
+    Raises ConfigurationError where they cannot be told. timing: how the pipeline set it: a shift that
+    depends on the image's size is in there.
     """
     steps = int(config.get("num_train_timesteps", 1000))
     if is_flow(config) and hasattr(scheduler, "scale_noise"):

@@ -107,6 +107,11 @@ def perform(
             pass
         except GateError:
             raise
+        except NameError as error:  # diffusers imports what a pipeline may lack only where it is installed
+            raise ConfigurationError(
+                f"{type(pipeline).__name__} needs the package {error.name}, which is not installed: "
+                f"pip install {error.name}."
+            ) from error
         except Exception as error:  # a stranger's call raises what it happens to meet
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigurationError(
