@@ -103,7 +103,7 @@ def _completed(name: str, revision: str | None, missing: list[str]) -> Path:
 
 
 def config_layers(name: str, revision: str | None = None) -> list[LayerInfo]:
-    """The layers of a backbone without its weights: from its denoiser's config.
+    """The layers of a backbone without its weights: from its denoiser's config. A recorded one is loaded for it.
 
     name: as for `load_backbone`, or a denoiser's own config.json or its folder. Raises ConfigurationError.
     """
@@ -125,7 +125,10 @@ def config_layers(name: str, revision: str | None = None) -> list[LayerInfo]:
         if file.is_file():
             index = read_index(name, folder)
             config = json.loads(file.read_text(encoding="utf-8"))
-            return sketched_layers(find_family(name, index), part_of(index, part)[1], config)
+            family = find_family(name, index)
+            if family.widened:  # what its denoiser is told is known once its pipeline has run
+                return load_backbone(name, device="cpu", revision=revision).layers()
+            return sketched_layers(family, part_of(index, part)[1], config)
     raise MissingWeightsError(f"{name} has no denoiser config in its folder.")
 
 
