@@ -14,6 +14,7 @@ from torch import nn
 from gate.backbones.families import families
 from gate.backbones.hub import PICKLES, pipeline_folder, read_index, variant_of
 from gate.backbones.index import part_names, part_of
+from gate.backbones.recorded.pipeline import pipeline_class
 from gate.backbones.trusted import refuse_extras, trusted_class, widened_class
 from gate.errors import ConfigurationError, MissingWeightsError, UsageError
 
@@ -67,7 +68,7 @@ def load_parts(
 def _class_of(name: str, part: str, index: Mapping[str, Any], widened: bool = False) -> type[Any]:
     """A part's class, which must be one of the closed list or of a family's own, or of the two packages at all."""
     if widened:
-        return widened_class(name, part, *part_of(index, part))
+        return widened_class(name, part, *part_of(index, part), pipeline_class(index))
     every = families()
     own = frozenset(f"diffusers.{denoiser}" for family in every for denoiser in family.denoisers)
     return trusted_class(name, part, *part_of(index, part), own.union(*(family.parts for family in every)))

@@ -70,11 +70,13 @@ def trusted_class(name: str, part: str, library: str, cls: str, further: frozens
     return made
 
 
-def widened_class(name: str, part: str, library: str, cls: str) -> type[Any]:
+def widened_class(
+    name: str, part: str, library: str, cls: str, pipeline: type[Any] | None = None
+) -> type[Any]:
     """The class of a part of a recorded pipeline: any model, tokenizer or scheduler of diffusers and transformers.
 
-    By name from a package's own top level, or from a package of diffusers' pipelines, never an Auto class. Raises
-    ConfigurationError for any other.
+    By name from a package's own top level, or from a package of diffusers' pipelines, that of `pipeline` among them
+    (PRX brings its encoder along), never an Auto class. Raises ConfigurationError for any other.
     """
     import diffusers
     import transformers
@@ -91,6 +93,8 @@ def widened_class(name: str, part: str, library: str, cls: str) -> type[Any]:
     )
     auto = cls.startswith("Auto") and not cls.startswith("Autoencoder")
     found: Any = None if auto else getattr(package, cls, None)
+    if found is None and pipeline is not None and not auto and library in packages:
+        found = getattr(importlib.import_module(pipeline.__module__.rpartition(".")[0]), cls, None)
     if not (
         isinstance(found, type) and issubclass(found, kinds) and found.__module__.split(".")[0] in packages
     ):

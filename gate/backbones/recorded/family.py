@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gate.backbone import LayerInfo
+from gate.backbones.activations import capture
 from gate.backbones.hush import hushed
 from gate.backbones.index import part_of
+from gate.backbones.layers import layer_paths
 from gate.backbones.pipeline import PipelineBackbone
 from gate.backbones.recorded.call import leaves, replaced
 from gate.backbones.recorded.geometry import Geometry, measure, record
@@ -164,6 +167,17 @@ class Recorded(PipelineBackbone):
         return {layer: torch.cat([found[layer] for found in made]) for layer in layers}
 
     # layers
+
+    @functools.cached_property
+    def layer_paths(self) -> dict[str, str]:
+        """Without the maps that nothing is in: of attention to a text that this denoiser does not read there."""
+        every, (denoiser, forward, _) = layer_paths(self.denoiser), self.sketch()
+        with torch.no_grad(), capture(denoiser, every, strict=False) as seen:
+            forward()
+        return {layer: path for layer, path in every.items() if layer not in seen or seen[layer].numel()}
+
+    def layers(self) -> list[LayerInfo]:
+        return [layer for layer in super().layers() if layer.id in self.layer_paths]
 
     def sketch(self, side: int = 0) -> Sketch:
         """Its denoiser on the meta device and the call for the neutral prompt; itself where that asks for numbers."""

@@ -57,8 +57,13 @@ def own_pipeline(name: str, index: Mapping[str, Any], parts: Mapping[str, Any]) 
             given[word] = said
         elif parameter.default is inspect.Parameter.empty and word != "self":
             given[word] = None
-    with hushed():
-        made = cls(**given)
+    try:
+        with hushed():
+            made = cls(**given)
+    except Exception as error:  # a stranger's constructor asks its parts for what they may not have
+        raise ConfigurationError(
+            f"{cls.__name__} cannot be built from the parts of {name}: {error}"
+        ) from error
     made.set_progress_bar_config(disable=True)
     return made
 
