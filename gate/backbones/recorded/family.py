@@ -59,7 +59,7 @@ class Recorded(PipelineBackbone):
         self.pipeline = own_pipeline(name, index, parts)
         known = words_of(cls)
         takes = "text" if "prompt" in known else "classes" if "class_labels" in known else "unconditional"
-        self.traits = frozenset({takes})
+        self.traits = frozenset({takes})  # type: ignore[misc]
         super().__init__(name, source, index, parts, **options)
 
     # what the rehearsal says
@@ -89,7 +89,7 @@ class Recorded(PipelineBackbone):
         )
 
     @functools.cached_property
-    def factor(self) -> int:  # type: ignore[override]
+    def factor(self) -> int:
         """Pixels a side of one latent position, by encoding an image."""
         if self.vae is None:
             return 1
