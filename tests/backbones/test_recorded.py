@@ -109,6 +109,35 @@ def test_layers_are_listed_and_a_row_does_not_see_its_neighbours(name: str, fold
     assert all(found.numel() for found in maps.features.values())
 
 
+LAST = {
+    "prx": "final_layer",
+    "hidream": "final_layer",
+    "lumina2": "",
+}  # the head of Lumina 2 is given text too
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n for n in HEADED]
+)
+def test_the_images_tokens_are_those_that_the_output_projection_is_given(
+    name: str, folders: dict[str, Path]
+) -> None:
+    backbone = _load(folders, name)
+    head, given = backbone.denoiser.get_submodule(HEAD.get(name, "norm_out")), []
+    last = [i for i in backbone.layer_paths if i.startswith(("block", "single")) and "." not in i][-1]
+    handle = head.register_forward_pre_hook(
+        lambda module, args, kwargs: given.append(args[0] if args else kwargs["hidden_states"]),
+        with_kwargs=True,
+    )
+    with torch.no_grad():
+        found = backbone.denoise(
+            _request(backbone, ["7" if "classes" in backbone.traits else "a cat"]), [last]
+        )
+    handle.remove()
+    tokens = found.features[last].flatten(2).transpose(1, 2)
+    assert torch.equal(tokens, given[0].view(tokens.shape))
+
+
 def test_prompts_reach_a_recorded_denoiser(folders: dict[str, Path]) -> None:
     backbone = _load(folders, "chroma")
     request = _request(backbone, ["a cat"])

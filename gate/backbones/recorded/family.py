@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,11 @@ class Recorded(PipelineBackbone):
 
     @classmethod
     def serves(cls, index: Mapping[str, Any]) -> bool:
-        return pipeline_class(index) is not None and bool(part_of(index, *HEADS)[1])
+        import diffusers
+
+        denoiser = part_of(index, *HEADS)[1]
+        known = bool(denoiser) and inspect.isclass(getattr(diffusers, str(denoiser), None))
+        return known and pipeline_class(index) is not None
 
     def __init__(
         self, name: str, source: Path, index: Mapping[str, Any], parts: Mapping[str, Any], **options: Any
