@@ -25,7 +25,8 @@ class Conditioning:
 
     prompt_embeds: (b, n, d). pooled: (b, d') or None. mask: (b, n) or None. time_ids: (b, m) or None.
     image_embeds: (b, k, d'') or None. labels: (b,) long or None, the model's own classes. prompts: the b texts behind
-    it, for records.
+    it, for records. told: what a recorded denoiser is told, a row each (gate/backbones/recorded); prompt_embeds then
+    has no tokens.
     """
 
     prompt_embeds: Tensor
@@ -35,6 +36,7 @@ class Conditioning:
     image_embeds: Tensor | None = None
     labels: Tensor | None = None
     prompts: tuple[str, ...] = ()
+    told: tuple[Any, ...] = ()
 
     def replace(self, **changes: Any) -> Conditioning:
         return dataclasses.replace(self, **changes)
@@ -42,8 +44,12 @@ class Conditioning:
     def with_text(self, text: Conditioning) -> Conditioning:
         """The prompts of `text`, everything else as it is here."""
         return self.replace(
-            prompt_embeds=text.prompt_embeds, pooled=text.pooled, mask=text.mask, prompts=text.prompts
-        )  # fmt: skip
+            prompt_embeds=text.prompt_embeds,
+            pooled=text.pooled,
+            mask=text.mask,
+            prompts=text.prompts,
+            told=text.told,
+        )
 
     def __len__(self) -> int:
         return len(self.prompt_embeds)

@@ -91,7 +91,7 @@ def load_backbone(
             for part in names:
                 check_pickles(name, source / part)
             source = _completed(name, revision, missing)
-        parts = load_parts(name, source, index, names, half)
+        parts = load_parts(name, source, index, names, half, widened=family.widened)
     return family(
         name, source, index, parts, device=where, dtype=half, image_size=image_size, offload=offload
     )
@@ -117,7 +117,8 @@ def layers_of(name: str, revision: str | None = None) -> tuple[list[LayerInfo], 
     """The layers, and why the backbone does not load ("" where it does): `gate.capture` reads more than families call.
 
     name: as for `load_backbone`, or a denoiser's own config.json or its folder. Raises ConfigurationError, also for a
-    scheduler whose noise levels are not known.
+    scheduler whose noise levels are not known. A recorded one is loaded, where its weights are there: what its denoiser
+    is told is known once its pipeline has run.
     """
     from gate.backbones.index import part_of
 
@@ -136,12 +137,12 @@ def layers_of(name: str, revision: str | None = None) -> tuple[list[LayerInfo], 
             index = read_index(name, folder)
             config = read_config(name, file)
             cls = part_of(index, part)[1] or str(config.get("_class_name"))
-            return _of_pipeline(name, folder, index, cls, config)
+            return _of_pipeline(name, revision, folder, index, cls, config)
     raise MissingWeightsError(f"{name} has no denoiser config in its folder.")
 
 
 def _of_pipeline(
-    name: str, folder: Path, index: dict[str, Any], cls: str, config: dict[str, Any]
+    name: str, revision: str | None, folder: Path, index: dict[str, Any], cls: str, config: dict[str, Any]
 ) -> tuple[list[LayerInfo], str]:
     from gate.backbones.families import find_family
     from gate.backbones.sketch import bare_layers, sketched_layers
@@ -153,6 +154,8 @@ def _of_pipeline(
     try:
         family = find_family(name, index)
         family.accepts(name, index, config)
+        if family.widened:
+            return load_backbone(name, device="cpu", revision=revision).layers(), ""
     except ConfigurationError as error:
         return bare_layers(cls, config), str(error)
     return sketched_layers(family, cls, config), ""

@@ -15,15 +15,25 @@ from torch import nn
 from gate.backbones.families import families
 from gate.backbones.hub import pipeline_folder, read_config, read_index, variant_of
 from gate.backbones.index import part_names, part_of
-from gate.backbones.trusted import refuse_extras, trusted_class
+from gate.backbones.recorded.pipeline import pipeline_class
+from gate.backbones.trusted import refuse_extras, trusted_class, widened_class
 from gate.backbones.whole import check_files, check_nulls, check_pickles, load_whole
 from gate.errors import ConfigurationError, MissingWeightsError, UsageError
 
 
 def load_parts(
-    name: str, folder: Path, index: Mapping[str, Any], names: Sequence[str], dtype: torch.dtype
+    name: str,
+    folder: Path,
+    index: Mapping[str, Any],
+    names: Sequence[str],
+    dtype: torch.dtype,
+    *,
+    widened: bool = False,
 ) -> dict[str, Any]:
-    """{part: module, tokenizer, or the scheduler's config}. The VAE is in float32 where half precision breaks it."""
+    """{part: module, tokenizer, or the scheduler's config}. The VAE is in float32 where half precision breaks it.
+
+    widened: whether parts may be any class of diffusers and transformers, not those of the closed list alone.
+    """
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -31,7 +41,7 @@ def load_parts(
     try:
         for part in names:
             where = folder / part
-            cls: Any = _class_of(name, part, index)
+            cls: Any = _class_of(name, part, index, widened)
             refuse_extras(name, where)
             if part == "scheduler":
                 parts[part] = read_config(name, where / "scheduler_config.json")
@@ -59,8 +69,10 @@ def load_parts(
     return parts
 
 
-def _class_of(name: str, part: str, index: Mapping[str, Any]) -> type[Any]:
-    """A part's class, which must be one of the closed list or of a family's own."""
+def _class_of(name: str, part: str, index: Mapping[str, Any], widened: bool = False) -> type[Any]:
+    """A part's class, which must be one of the closed list or of a family's own, or of the two packages at all."""
+    if widened:
+        return widened_class(name, part, *part_of(index, part), pipeline_class(index))
     every = families()
     own = frozenset(f"diffusers.{denoiser}" for family in every for denoiser in family.denoisers)
     return trusted_class(name, part, *part_of(index, part), own.union(*(family.parts for family in every)))

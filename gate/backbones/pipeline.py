@@ -23,7 +23,7 @@ from gate.backbones.layers import layer_paths, resolve_layers
 from gate.backbones.maps import per_head, spatial
 from gate.backbones.massive import massive_channels, without
 from gate.backbones.prompts import Prompts
-from gate.backbones.sketch import sketched_layers
+from gate.backbones.sketch import Sketch, listed, sketched
 from gate.data.memory import as_samples
 from gate.errors import UsageError
 from gate.machine import one_fits
@@ -44,7 +44,8 @@ class PipelineBackbone(Codec, Backbone):
     Facts: `denoisers`, diffusers' classes that it calls; `parts`, further classes that it takes besides those of
     gate/backbones/trusted.py, as "transformers.Class"; `half`, what `--dtype auto` is on a GPU; `patch`, how many
     latent positions a side become one token (None: the config's patch_size); `packed`, whether the family does that
-    itself; `default_side`, of the latent, where a denoiser's config names no size: 1024 px.
+    itself; `default_side`, of the latent, where a denoiser's config names no size: 1024 px; `widened`, whether its
+    parts may be any class of diffusers and transformers.
     """
 
     denoisers: ClassVar[frozenset[str]] = frozenset()
@@ -53,6 +54,7 @@ class PipelineBackbone(Codec, Backbone):
     patch: ClassVar[int | None] = None
     packed: ClassVar[bool] = False
     default_side: ClassVar[int] = 128
+    widened: ClassVar[bool] = False
     denoiser: Any
     text_encoder: Any = None
 
@@ -83,7 +85,8 @@ class PipelineBackbone(Codec, Backbone):
         self._place()
         self._config: Mapping[str, Any] = self.denoiser.config
         self.image_size = self._chosen_size(image_size)
-        self.schedule = NoiseSchedule.from_config(parts["scheduler"], tokens=(self.side // self.unit) ** 2)
+        self.scheduler_config: Mapping[str, Any] = parts["scheduler"]
+        self.schedule = self._noise_levels(self.scheduler_config)
         self._prompts = Prompts()
         self.massive: dict[str, Tensor] = {}
         self._blank = self._encode_blank() if self.extra == "inpaint" else None
@@ -148,6 +151,10 @@ class PipelineBackbone(Codec, Backbone):
         """Of the latent that a denoiser with this config was made for."""
         size = config.get("sample_size") or cls.default_side
         return int(min(size) if isinstance(size, (tuple, list)) else size)
+
+    def _noise_levels(self, config: Mapping[str, Any]) -> NoiseSchedule:
+        """Of a scheduler's config, at this image size."""
+        return NoiseSchedule.from_config(config, tokens=(self.side // self.unit) ** 2)
 
     def _chosen_size(self, asked: int | None) -> int:
         whole = self.native_side(self._config) * self.factor
@@ -222,7 +229,11 @@ class PipelineBackbone(Codec, Backbone):
         return layer_paths(self.denoiser)
 
     def layers(self) -> list[LayerInfo]:
-        return sketched_layers(type(self), type(self.denoiser).__name__, self._config)
+        return listed(*self.sketch())
+
+    def sketch(self, side: int = 0) -> Sketch:
+        """The denoiser without weights, its forward, and the latent's side (0: what it was made for)."""
+        return sketched(type(self), type(self.denoiser).__name__, self._config, side)
 
     def calibrate(self, layers: Sequence[str]) -> None:
         """Find the massive channels of a transformer's layers, on noise that depends on nothing but the model."""

@@ -17,11 +17,17 @@ from gate.backbones.hush import hushed
 from gate.backbones.layers import MEAN_MAP, cross_maps, layer_paths
 from gate.errors import ConfigurationError
 
+Sketch = tuple[nn.Module, Callable[[], Any], int]
+
 
 def sketched_layers(family: Any, class_name: str, config: Mapping[str, Any]) -> list[LayerInfo]:
     """Every layer of a denoiser with this config, in the order of its forward, at the size that it was made for."""
-    with torch.device("meta"), torch.no_grad():
-        denoiser, forward, side = _sketch(family, class_name, config)
+    return listed(*sketched(family, class_name, config))
+
+
+def listed(denoiser: nn.Module, forward: Callable[[], Any], side: int) -> list[LayerInfo]:
+    """Every layer of a denoiser that its forward reaches, in order. side: of the latent."""
+    with torch.no_grad():
         paths = layer_paths(denoiser)
         with capture(denoiser, paths, strict=False) as seen:
             forward()
@@ -82,9 +88,8 @@ def _width(denoiser: nn.Module, path: str) -> int:
 
 def forward_flops(backbone: Any) -> float:
     """FLOPs of one denoiser call for one image at the backbone's size. On the meta device attention is counted too."""
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        name = type(backbone.denoiser).__name__
-        _sketch(type(backbone), name, backbone.denoiser.config, backbone.side)[1]()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        backbone.sketch(backbone.side)[1]()
     return float(counter.get_total_flops())
 
 
@@ -99,9 +104,7 @@ def encode_flops(backbone: Any) -> float:
     return float(counter.get_total_flops())
 
 
-def _sketch(
-    family: Any, class_name: str, config: Mapping[str, Any], side: int = 0
-) -> tuple[nn.Module, Callable[[], Tensor], int]:
+def sketched(family: Any, class_name: str, config: Mapping[str, Any], side: int = 0) -> Sketch:
     """The denoiser on the meta device, its forward as the family calls it, and the latent's side (0: its own)."""
     import diffusers
 
@@ -110,7 +113,7 @@ def _sketch(
         raise ConfigurationError(
             f"The {family.family} family does not call {class_name}, or diffusers {diffusers.__version__} has none yet."
         )
-    with hushed():  # a config may be older or newer than this diffusers
+    with hushed(), torch.device("meta"):  # a config may be older or newer than this diffusers
         denoiser = cls.from_config({k: v for k, v in config.items() if not k.startswith("_")}).eval()
     made: Any = object.__new__(family)
     made.denoiser, made._config, made.index, made.vae = denoiser, denoiser.config, {}, None
@@ -119,8 +122,14 @@ def _sketch(
     side, channels = side or family.native_side(denoiser.config), family.own_channels(denoiser.config)
     if family.packed:
         channels //= int(family.patch or 1) ** 2
-    x, t, given = torch.empty(1, channels, side, side), torch.ones(1), family.blank(denoiser.config)
-    return denoiser, lambda: made.call(x, t, given, _NoResiduals()), side
+
+    def forward() -> Tensor:
+        with torch.device("meta"):
+            x, t, given = torch.empty(1, channels, side, side), torch.ones(1), family.blank(denoiser.config)
+            output: Tensor = made.call(x, t, given, _NoResiduals())
+        return output
+
+    return denoiser, forward, side
 
 
 class _NoResiduals:
@@ -129,7 +138,7 @@ class _NoResiduals:
     residuals: Mapping[str, Any] = {}
 
 
-def _costs(denoiser: nn.Module, paths: Mapping[str, str], forward: Callable[[], Tensor]) -> dict[str, float]:
+def _costs(denoiser: nn.Module, paths: Mapping[str, str], forward: Callable[[], Any]) -> dict[str, float]:
     """Share of the forward's FLOPs that are spent when a layer is there, 0 to 1."""
     spent: dict[str, float] = {}
     counter = FlopCounterMode(display=False)

@@ -277,6 +277,7 @@ def _environment(backbone: Any) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {p: version(p) for p in packages},
+        "family": backbone.family,
         "device": str(backbone.device),
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
