@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gate.errors import ConfigurationError
-from gate.schedule import NoiseSchedule, is_flow
+from gate.schedule import NoiseSchedule
+from gate.schedulers import is_flow
 
 NEAR = 2e-3  # between a schedule's level and the scheduler's: some are told whole numbers of T sigma
 # spacings of a sampler's few steps, which move no noise level
