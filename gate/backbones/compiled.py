@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gate.backbone import is_map
-from gate.backbones.activations import as_map
 from gate.backbones.layers import MEAN_MAP
+from gate.backbones.maps import as_map
 from gate.errors import ConfigurationError
 
 if TYPE_CHECKING:

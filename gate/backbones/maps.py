@@ -85,3 +85,14 @@ def spatial(weights: Tensor, grid: tuple[int, int]) -> Tensor:
 def per_head(feature: Tensor, heads: int) -> Tensor:
     """The inverse of `spatial`: (b, k m, h, w) -> (b, k, n, m). heads: k."""
     return feature.flatten(2).unflatten(1, (heads, -1)).transpose(2, 3)  # type: ignore[no-untyped-call]
+
+
+def as_map(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tokens (b, n, d) -> (b, d, h, w) with the aspect ratio of `grid`; what cannot be laid out stays as it is."""
+    if x.ndim != 3:
+        return x
+    b, n, d = x.shape
+    h = round(math.sqrt(n * grid[0] / grid[1]))
+    if not h or n % h:
+        return x
+    return x.transpose(1, 2).reshape(b, d, h, n // h)
