@@ -151,7 +151,7 @@ class Following:
     def weights(self, place: str, what: str, mode: Attention, where: str) -> Tensor | None:
         """Softmax weights (b, heads, positions, keys) of the attention that `mode` looked at; of the image's tokens.
 
-        what: `map`, of all keys that are the image's, else of all; `self-map` of the image's; `cross-map` of the others.
+        what: `map`, of the image's keys, else of all; `self-map` of the image's; `cross-map` of the others.
         """
         made = mode.weights(where)
         if not self.joint:

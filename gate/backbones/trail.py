@@ -19,98 +19,69 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 NONE = 2**31 - 1  # the mark of what is no entry of the latent; the largest, so that a minimum finds an entry
 
+# functions of torch by name, without underscores at the ends
 MOVES = frozenset(
-    [
-        "cat",
-        "concat",
-        "concatenate",
-        "stack",
-        "hstack",
-        "vstack",
-        "chunk",
-        "split",
-        "split_with_sizes",
-        "tensor_split",
-        "unbind",
-        "getitem",
-        "narrow",
-        "select",
-        "index_select",
-        "gather",
-        "take_along_dim",
-        "masked_select",
-        "reshape",
-        "view",
-        "view_as",
-        "reshape_as",
-        "flatten",
-        "unflatten",
-        "permute",
-        "transpose",
-        "swapaxes",
-        "swapdims",
-        "t",
-        "movedim",
-        "moveaxis",
-        "squeeze",
-        "unsqueeze",
-        "expand",
-        "expand_as",
-        "broadcast_to",
-        "repeat",
-        "tile",
-        "repeat_interleave",
-        "flip",
-        "roll",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "unfold",
-        "where",
-        "masked_scatter",
-        "masked_fill",
-        "pad",
-        "pad_sequence",
-    ]
+    {
+        *("cat", "concat", "concatenate", "stack", "hstack", "vstack", "chunk", "split", "split_with_sizes"),
+        *(
+            "tensor_split",
+            "unbind",
+            "getitem",
+            "narrow",
+            "select",
+            "index_select",
+            "gather",
+            "take_along_dim",
+        ),
+        *(
+            "masked_select",
+            "reshape",
+            "view",
+            "view_as",
+            "reshape_as",
+            "flatten",
+            "unflatten",
+            "permute",
+            "transpose",
+        ),
+        *("swapaxes", "swapdims", "t", "movedim", "moveaxis", "squeeze", "unsqueeze", "expand", "expand_as"),
+        *(
+            "broadcast_to",
+            "repeat",
+            "tile",
+            "repeat_interleave",
+            "flip",
+            "roll",
+            "pixel_shuffle",
+            "pixel_unshuffle",
+        ),
+        *("unfold", "where", "masked_scatter", "masked_fill", "pad", "pad_sequence"),
+    }
 )
 SUMS = frozenset(
-    [
-        "add",
-        "radd",
-        "iadd",
-        "sub",
-        "rsub",
-        "isub",
-        "mul",
-        "rmul",
-        "imul",
-        "div",
-        "rdiv",
-        "truediv",
-        "rtruediv",
-        "itruediv",
-        "true_divide",
-        "addcmul",
-        "addcdiv",
-        "lerp",
-        "maximum",
-        "minimum",
-    ]
+    {
+        *(
+            "add",
+            "radd",
+            "iadd",
+            "sub",
+            "rsub",
+            "isub",
+            "mul",
+            "rmul",
+            "imul",
+            "div",
+            "rdiv",
+            "truediv",
+            "rtruediv",
+        ),
+        *("itruediv", "true_divide", "addcmul", "addcdiv", "lerp", "maximum", "minimum"),
+    }
 )
-PRODUCTS = frozenset(["matmul", "bmm", "mm", "baddbmm"])
-MIXES = frozenset(["cumsum", "cumprod", "sort", "argsort", "topk", "einsum", "flip_", "roll_", "interpolate"])
+PRODUCTS = frozenset({"matmul", "bmm", "mm", "baddbmm"})
+MIXES = frozenset({"cumsum", "cumprod", "sort", "argsort", "topk", "einsum", "interpolate"})
 IDLE = frozenset(
-    [
-        "get",
-        "set",
-        "dim",
-        "size",
-        "numel",
-        "is_floating_point",
-        "is_complex",
-        "stride",
-        "storage_offset",
-        "data_ptr",
-    ]
+    {"get", "set", "dim", "size", "numel", "is_floating_point", "is_complex", "stride", "data_ptr"}
 )
 
 
@@ -162,18 +133,25 @@ class Trail(TorchFunctionMode):
             return
         if name in ("setitem", "copy"):
             self._write(args)
+        elif name in ("where", "masked_fill") and _unread(args):
+            self._keep(
+                name, tensors, args, kwargs, made
+            )  # of a mask's two sides in a sketch, the one with marks
         elif (name in MOVES or _permutes(name, args)) and not any(isinstance(x, torch.dtype) for x in args):
             self._move(name, func, args, kwargs, made)
         elif isinstance(made, Tensor):
-            marks = self._of_tokens(name, tensors, args, kwargs, made)
-            if marks is None or not (made.is_floating_point() or made.is_complex()):
-                self._lose(made)
-            else:
-                self._marks[made] = marks.expand(made.shape)
+            self._keep(name, tensors, args, kwargs, made)
         else:  # weights beside it, where there are some
             first = next((x for x in tree_flatten(made)[0] if isinstance(x, Tensor)), None)
             if first is not None and first.shape == tensors[0].shape and tensors[0] in self._marks:
                 self._marks[first] = self._marks[tensors[0]]
+
+    def _keep(self, name: str, tensors: Sequence[Tensor], args: Any, kwargs: Any, made: Tensor) -> None:
+        marks = self._of_tokens(name, tensors, args, kwargs, made)
+        if marks is None or not (made.is_floating_point() or made.is_complex()):
+            self._lose(made)
+        else:
+            self._marks[made] = marks.expand(made.shape)
 
     def _lose(self, made: Any) -> None:
         for x in tree_flatten(made)[0]:
@@ -189,10 +167,10 @@ class Trail(TorchFunctionMode):
     def _write(self, args: Any) -> None:
         """x[where] = value, or x.copy_(value). In a sketch nobody knows where a mask is true: nothing is written."""
         x, value = args[0], args[-1]
-        if any(isinstance(at, Tensor) and at.device.type == "meta" for at in tree_flatten(args[1:-1])[0]):
+        if _unread(args[1:-1]):
             return
         marks = self._shadow(x).contiguous().clone()
-        new = self._shadow(value) if isinstance(value, Tensor) else NONE
+        new: Any = self._shadow(value) if isinstance(value, Tensor) else NONE
         if len(args) == 3:
             marks[args[1]] = new
         else:
@@ -224,7 +202,7 @@ class Trail(TorchFunctionMode):
         """The marks of what is computed token by token; None where it is not, or not known to be."""
         if name in PRODUCTS:
             return self._product(tensors[-2], tensors[-1], made)
-        if name in SUMS:
+        if name in SUMS or name in ("where", "masked_fill"):
             found = [self._marks[x] for x in tensors if x in self._marks]
             return _agreed(found, made.shape)
         first = tensors[0]
@@ -265,6 +243,14 @@ def _permutes(name: str, args: Any) -> bool:
     return sorted(before) == sorted(after) and before.isalpha()
 
 
+def _unread(args: Any) -> bool:
+    """Whether an index or a mask is there by its shape alone."""
+    return any(
+        isinstance(x, Tensor) and x.device.type == "meta" and not x.is_floating_point()
+        for x in tree_flatten(args)[0]
+    )
+
+
 def _nothing(x: Tensor) -> Tensor:
     device = torch.device("cpu") if x.device.type == "meta" else x.device
     return torch.full((), NONE, dtype=torch.int32, device=device).expand(x.shape)
@@ -299,15 +285,14 @@ def _agreed(found: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
     for other in found[1:]:
         if other is made:
             continue
-        a, b = torch.broadcast_tensors(made, other)
+        a, b = made.expand(shape), other.expand(shape)
         cut = tuple(
             slice(0, 1) if n > 1 and i == j == 0 else slice(None)
-            for n, i, j in zip(a.shape, a.stride(), b.stride(), strict=True)
+            for n, i, j in zip(shape, a.stride(), b.stride(), strict=True)
         )
         a, b = a[cut], b[cut]
-        both = torch.where((a == b) | (b == NONE), a, torch.where(a == NONE, b, NONE))
-        made = both.expand(torch.broadcast_shapes(made.shape, other.shape))
-    return made if torch.broadcast_shapes(made.shape, shape) == shape else None
+        made = torch.where((a == b) | (b == NONE), a, torch.where(a == NONE, b, NONE)).expand(shape)
+    return made
 
 
 def _strided(marks: Tensor, made: Tensor, args: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
