@@ -29,7 +29,15 @@ STREAMS = {  # a transformer's stacks of blocks, as diffusers' classes call them
     "single_stream_blocks": "single",
 }
 EMBEDDERS = ("x_embedder", "img_in", "patch_embed", "pos_embed")
-NARROW = ("net.2", "w2", "linear_out", "conv_point")  # a feed-forward's way back; what it is given is `inner`
+OWN = ("attn1", "attn", "attention", "self_attention", "self_attn")
+OTHER = ("attn2", "cross_attention")
+NARROW = (
+    "net.2",
+    "w2",
+    "linear_out",
+    "conv_point",
+    "down_proj",
+)  # a feed-forward's way back; what it is given is `inner`
 Places = Iterator[tuple[str, str]]
 
 
@@ -118,7 +126,7 @@ def _transformer(denoiser: nn.Module) -> Places:
     for name, short in STREAMS.items():
         for i, block in enumerate(children.get(name, ())):  # type: ignore[arg-type,var-annotated]
             layer, path = f"{short}{i}", f"{name}.{i}"
-            attention = _child(block, "attn1", "attn", "attention")
+            attention = _child(block, *OWN)
             if attention:
                 yield f"{layer}.adaln", f"{path}.{attention}:in"
             yield from _inside(block, layer, path, joint=short != "refiner")
@@ -131,8 +139,8 @@ def _inside(block: nn.Module, layer: str, path: str, joint: bool = False) -> Pla
 
     joint: whether the block's attention reads image and text at once, where it has none of its own for the text.
     """
-    own, other = _child(block, "attn1", "attn", "attention"), _child(block, "attn2")
-    crossed = bool(other) and _is_cross(getattr(block, str(other)))
+    own, other = _child(block, *OWN), _child(block, *OTHER)
+    crossed = bool(other) and (other == "cross_attention" or _is_cross(getattr(block, str(other))))
     if own:
         yield from _projections(getattr(block, own), f"{layer}.self", f"{path}.{own}")
         if crossed or not joint:
@@ -143,14 +151,15 @@ def _inside(block: nn.Module, layer: str, path: str, joint: bool = False) -> Pla
             yield f"{layer}.cross.map", f"{path}.{own}:cross-map"
         yield f"{layer}.self", f"{path}.{own}"
     if other and crossed:
-        yield f"{layer}.cross.q", f"{path}.{other}.to_q"
+        if _has(getattr(block, str(other)), "to_q"):
+            yield f"{layer}.cross.q", f"{path}.{other}.to_q"
         yield f"{layer}.cross.map", f"{path}.{other}:map"
         yield f"{layer}.cross", f"{path}.{other}"
     elif other:  # a second self-attention (SD 3.5 medium, or a UNet block without text)
         yield from _projections(getattr(block, other), f"{layer}.self2", f"{path}.{other}")
         yield f"{layer}.self2.map", f"{path}.{other}:map"
         yield f"{layer}.self2", f"{path}.{other}"
-    wide = _child(block, "ff", "feed_forward", "img_mlp")
+    wide = _child(block, "ff", "feed_forward", "img_mlp", "mlp")
     if wide:
         inner = next((n for n in NARROW if _has(getattr(block, wide), n)), None)
         if inner:

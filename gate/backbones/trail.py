@@ -141,10 +141,8 @@ class Trail(TorchFunctionMode):
             self._move(name, func, args, kwargs, made)
         elif isinstance(made, Tensor):
             self._keep(name, tensors, args, kwargs, made)
-        else:  # weights beside it, where there are some
-            first = next((x for x in tree_flatten(made)[0] if isinstance(x, Tensor)), None)
-            if first is not None and first.shape == tensors[0].shape and tensors[0] in self._marks:
-                self._marks[first] = self._marks[tensors[0]]
+        else:
+            self._lose(made)
 
     def _keep(self, name: str, tensors: Sequence[Tensor], args: Any, kwargs: Any, made: Tensor) -> None:
         marks = self._of_tokens(name, tensors, args, kwargs, made)
@@ -207,7 +205,7 @@ class Trail(TorchFunctionMode):
             return _agreed(found, made.shape)
         first = tensors[0]
         marks = self._marks.get(first)
-        if marks is None or name in MIXES or name.startswith("new_") or name.endswith("_like"):
+        if marks is None or name in MIXES or name.startswith(("new_", "fft")) or name.endswith("_like"):
             return None
         if name.startswith("conv"):
             return _strided(marks, made, args, kwargs)
