@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gate.backbones.aliases import canonical
 from gate.backbones.following import Following, tensors_of
-from gate.backbones.layers import MEAN_MAP, cross_maps, layer_paths, resolve_layers
+from gate.backbones.layers import FUSED, MEAN_MAP, cross_maps, layer_paths, resolve_layers
 from gate.backbones.maps import Attention, mean_map
 from gate.errors import ConfigurationError, UsageError
 
@@ -292,9 +292,6 @@ class _Watch:
     def _end(self, *_: Any) -> None:
         self.running = False
         self.following.end()
-
-
-FUSED = ("q", "k", "v")
 
 
 def _forget(module: nn.Module, hook: Any) -> None:

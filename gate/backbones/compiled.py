@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gate.backbone import is_map
-from gate.backbones.layers import MEAN_MAP
+from gate.backbones.layers import FUSED, MEAN_MAP
 from gate.backbones.maps import as_map
 from gate.errors import ConfigurationError
 
@@ -110,6 +110,7 @@ def _hook(denoiser: nn.Module, place: str, into: dict[str, Any]) -> Any:
         return module.register_forward_pre_hook(given)
 
     def made(_: nn.Module, __: Any, output: Any) -> None:
-        into[place] = output[0] if isinstance(output, tuple) else output
+        x = output[0] if isinstance(output, tuple) else output
+        into[place] = x.chunk(3, dim=-1)[FUSED.index(what)] if what in FUSED else x
 
     return module.register_forward_hook(made)

@@ -4,7 +4,8 @@ UNets: `latent`, `in`, `down1.resnet0`, `down1.resnet0.increment`, `down1.attent
 `mid.attention0`, `up2.attention1.block0.cross.q`, `up2.upsample`, `out`. A block's own id (`up2`) is its output, after
 the sampler. Transformers: `block7`, `block7.adaln`, `block7.self.k`, `block7.ff.inner`, `single3`, ... `out`.
 A place is a module path, with `:in` for what the module is given and `:map`, `:self-map`, `:cross-map` for the softmax
-weights inside an attention module; `:attention` is the mean of all cross maps of the up path.
+weights inside an attention module, `:q`, `:k`, `:v` for a third of what a fused projection gives; `:attention` is the
+mean of all cross maps of the up path.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ NARROW = (
     "conv_point",
     "down_proj",
 )  # a feed-forward's way back; what it is given is `inner`
+FUSED = ("q", "k", "v")  # what a fused projection gives, side by side
 Places = Iterator[tuple[str, str]]
 
 
@@ -77,16 +79,20 @@ def resolve_layers(wanted: str | Iterable[str], known: Mapping[str, str]) -> tup
 
 def _unet(unet: nn.Module) -> Places:
     yield "latent", ":in"
-    yield "in", "conv_in"
+    if hasattr(unet, "conv_in"):
+        yield "in", "conv_in"
     for way in ("down", "mid", "up"):
         stages = [("mid", "mid_block")] if way == "mid" else []
         if way != "mid":
-            stages = [(f"{way}{i}", f"{way}_blocks.{i}") for i in range(len(getattr(unet, f"{way}_blocks")))]
+            stages = [
+                (f"{way}{i}", f"{way}_blocks.{i}") for i in range(len(getattr(unet, f"{way}_blocks", ())))
+            ]
         for layer, path in stages:
             module = unet.get_submodule(path) if path.split(".")[0] in dict(unet.named_children()) else None
             if module is not None:
                 yield from _stage(module, layer, path)
-    yield "out", "conv_out"
+    if hasattr(unet, "conv_out"):  # a ControlNet has none, and no way up
+        yield "out", "conv_out"
 
 
 def _stage(stage: nn.Module, layer: str, path: str) -> Places:
@@ -131,7 +137,8 @@ def _transformer(denoiser: nn.Module) -> Places:
                 yield f"{layer}.adaln", f"{path}.{attention}:in"
             yield from _inside(block, layer, path, joint=short != "refiner")
             yield layer, path
-    yield "out", ""
+    if not hasattr(denoiser, "controlnet_blocks"):  # a ControlNet gives residuals, not one output
+        yield "out", ""
 
 
 def _inside(block: nn.Module, layer: str, path: str, joint: bool = False) -> Places:
@@ -170,9 +177,18 @@ def _inside(block: nn.Module, layer: str, path: str, joint: bool = False) -> Pla
 
 
 def _projections(attention: nn.Module, layer: str, path: str) -> Places:
-    for letter in "qkv":
-        if getattr(attention, f"to_{letter}", None) is not None:
+    for letter in FUSED:
+        if _is_fused(attention):
+            yield f"{layer}.{letter}", f"{path}.to_qkv:{letter}"
+        elif getattr(attention, f"to_{letter}", None) is not None:
             yield f"{layer}.{letter}", f"{path}.to_{letter}"
+
+
+def _is_fused(attention: nn.Module) -> bool:
+    """Whether one projection stands for three: some classes keep it when their processor goes back to the three."""
+    fused = bool(getattr(attention, "fused_projections", False)) and hasattr(attention, "to_qkv")
+    by_processor = "Fused" in type(getattr(attention, "processor", None)).__name__
+    return fused and (by_processor or hasattr(attention, "unfuse_projections"))
 
 
 def _is_cross(attention: nn.Module) -> bool:

@@ -157,30 +157,6 @@ def test_only_the_wanted_attention_is_looked_at(tiny: Backbone, monkeypatch: pyt
     assert len(computed) == 1
 
 
-@pytest.mark.slow
-def test_a_compiled_denoiser_is_told_where_it_hides_its_layers(tiny: Backbone) -> None:
-    text = torch.zeros(1, 32, tiny.denoiser.config.cross_attention_dim)
-    given = (torch.randn(1, 4, 16, 16), 50, text)
-    compiled: Any = torch.compile(tiny.denoiser, backend="eager")
-    try:
-        with torch.no_grad(), gate.capture(compiled, ["up1"]) as before:
-            compiled(*given)
-        with torch.no_grad(), gate.capture(tiny.denoiser, ["up1"]) as plain:
-            tiny.denoiser(*given)
-        assert torch.equal(before["up1"], plain["up1"])
-        torch.compiler.reset()
-        with torch.no_grad():
-            compiled(*given)
-        with (
-            pytest.raises(ConfigurationError, match="compiled as a whole"),
-            torch.no_grad(),
-            gate.capture(compiled, ["up1", "attention"]),
-        ):
-            compiled(*given)
-    finally:
-        torch.compiler.reset()
-
-
 def test_another_attention_than_torch_s_is_told(tiny: Backbone) -> None:
     from diffusers.models.attention_processor import AttnProcessor
 

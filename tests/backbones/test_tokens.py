@@ -418,7 +418,7 @@ def test_marks_follow_what_moves_tokens_and_end_at_what_mixes_them() -> None:
         "slice": (lambda x: x[:, 2:], five[:, 2:]),
         "assign": (assigned, torch.cat([none, five], 1)),
         "flip": (lambda x: x.flip(1), five.flip(1)),
-        "heads": (lambda x: x.unflatten(2, (2, 2)).transpose(1, 2).transpose(1, 2).flatten(2), five),
+        "heads": (lambda x: x.view(2, 5, 2, 2).transpose(1, 2).transpose(1, 2).flatten(2), five),
         "linear": (lambda x: torch.nn.functional.linear(x, weight), five),
         "sum": (lambda x: 2 + x * torch.randn(2, 1, 4), five),
         "pad": (lambda x: torch.nn.functional.pad(x, (0, 0, 3, 0)), torch.cat([none, five], 1)),
