@@ -77,10 +77,12 @@ def capture(
     if isinstance(steps, str) and steps != "all":
         raise UsageError(f'steps are numbers of forwards, such as [0, 10], or "all"; not {steps!r}.')
     paths: dict[str, str] = {}
-    known = layer_paths(denoiser)
     if isinstance(layers, Mapping) and all(isinstance(path, str) for path in layers.values()):
         paths.update({layer: str(path) for layer, path in layers.items()})
+        ours = hasattr(denoiser, "down_blocks") and f":{MEAN_MAP}" not in paths.values()
+        known = {} if ours else layer_paths(denoiser)  # of a UNet nothing else is asked
     else:
+        known = layer_paths(denoiser)
         wanted = [k for k, v in layers.items() if v] if isinstance(layers, Mapping) else layers
         paths.update({layer: known[layer] for layer in resolve_layers(wanted, known)})
     watch = _Watch(denoiser, paths, known, steps, strict)
@@ -105,7 +107,7 @@ def _uncompiled(denoiser: nn.Module) -> Iterator[None]:
     if "torch._dynamo" not in sys.modules:  # whatever is compiled went through it
         yield
         return
-    compiled = any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in denoiser.modules())
+    compiled = any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in denoiser.modules())
     if compiled:
         warnings.warn("gate.capture runs this denoiser without torch.compile while it is open.", stacklevel=4)
     with torch.compiler.set_stance("force_eager"):

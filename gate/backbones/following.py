@@ -215,7 +215,13 @@ def _stamp(denoiser: nn.Module) -> int:
     """What a forward is made of: classes of modules and processors, replaced forwards, hooks inside."""
     inside = [hook for module in denoiser.children() for m in module.modules() for hook in _hooks(m)]
     kinds = [
-        (type(m), id(vars(m).get("forward")), type(getattr(m, "processor", None))) for m in denoiser.modules()
+        (
+            type(m),
+            id(vars(m).get("forward")),
+            type(vars(m).get("processor")),
+            type(m._modules.get("processor")),
+        )
+        for m in denoiser.modules()
     ]
     return hash((tuple(kinds), tuple(inside)))
 
