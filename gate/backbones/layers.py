@@ -79,7 +79,7 @@ def resolve_layers(wanted: str | Iterable[str], known: Mapping[str, str]) -> tup
 
 def _unet(unet: nn.Module) -> Places:
     yield "latent", ":in"
-    if hasattr(unet, "conv_in"):
+    if isinstance(getattr(unet, "conv_in", None), nn.Module):
         yield "in", "conv_in"
     for way in ("down", "mid", "up"):
         stages = [("mid", "mid_block")] if way == "mid" else []
@@ -91,7 +91,7 @@ def _unet(unet: nn.Module) -> Places:
             module = unet.get_submodule(path) if path.split(".")[0] in dict(unet.named_children()) else None
             if module is not None:
                 yield from _stage(module, layer, path)
-    if hasattr(unet, "conv_out"):  # a ControlNet has none, and no way up
+    if isinstance(getattr(unet, "conv_out", None), nn.Module):  # a ControlNet has none, and no way up
         yield "out", "conv_out"
 
 
@@ -104,8 +104,12 @@ def _stage(stage: nn.Module, layer: str, path: str) -> Places:
         if i < len(attentions) and attentions[i] is not None:
             yield from _attention(attentions[i], f"{layer}.attention{i}", f"{path}.attentions.{i}")
     for sampler in ("downsample", "upsample"):
-        if getattr(stage, f"{sampler}rs", None):
-            yield f"{layer}.{sampler}", f"{path}.{sampler}rs.0"
+        found = getattr(stage, f"{sampler}rs", None)
+        if isinstance(found, nn.Module):  # a list of one, or it alone
+            yield (
+                f"{layer}.{sampler}",
+                f"{path}.{sampler}rs{'.0' if isinstance(found, nn.ModuleList) else ''}",
+            )
     yield layer, path
 
 

@@ -23,6 +23,8 @@ from gate.errors import ConfigurationError, MissingWeightsError, UsageError
 from gate.machine import keep_freed_memory
 
 HEADS = ("unet", "transformer")
+# what a family's call may raise on a denoiser of its class with a config that it was not written for
+ODD = (ConfigurationError, TypeError, ValueError, KeyError, RuntimeError, AttributeError)
 __all__ = ["choose_device", "choose_dtype", "config_layers", "load_backbone", "pipeline_folder"]
 
 
@@ -156,9 +158,16 @@ def _of_pipeline(
         family.accepts(name, index, config)
         if family.widened:
             return load_backbone(name, device="cpu", revision=revision).layers(), ""
-    except ConfigurationError as error:
+    except (ConfigurationError, MissingWeightsError) as error:
         return bare_layers(cls, config), str(error)
-    return sketched_layers(family, cls, config), ""
+    try:
+        return sketched_layers(family, cls, config), ""
+    except ODD as error:
+        return bare_layers(cls, config), _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _of_config(name: str, file: Path) -> tuple[list[LayerInfo], str]:
@@ -174,13 +183,6 @@ def _of_config(name: str, file: Path) -> tuple[list[LayerInfo], str]:
         if cls in family.denoisers:
             try:
                 return sketched_layers(family, cls, config), ""
-            except (
-                ConfigurationError,
-                TypeError,
-                ValueError,
-                KeyError,
-                RuntimeError,
-                AttributeError,
-            ) as error:
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            except ODD as error:
+                reason = _first_line(error)
     return bare_layers(cls, config), reason or f"{name} is a {cls}, which no family serves."

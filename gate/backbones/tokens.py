@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -79,13 +79,14 @@ class Latent:
     """What a call says of the latent that it is given.
 
     tensors: it, or its rows. shape: of one row, where it is not packed; coordinates: (n, 2) row and column of every
-    token where it is packed, -1 of what is not the image. why: what is not said.
+    token where it is packed, -1 of what is not the image. why: what is not said. picks: for marks that were met before.
     """
 
     tensors: Sequence[Tensor]
     shape: tuple[int, ...] = ()
     coordinates: Array | None = None
     why: str = ""
+    picks: dict[tuple[Any, ...], Pick] = field(default_factory=dict)
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Latent:
@@ -117,7 +118,14 @@ class Latent:
         """Where the image's tokens lie. marks: of tokens, (b, n), NONE among them. Raises Untold."""
         if self.why:
             raise Untold(self.why)
-        rows = [self._row(row) for row in marks.cpu().numpy().astype(np.int64)]
+        read = marks.cpu().numpy().astype(np.int64)
+        key = read.shape, read.tobytes()
+        if key not in self.picks:
+            self.picks[key] = self._pick(read)
+        return self.picks[key]
+
+    def _pick(self, marks: Array) -> Pick:
+        rows = [self._row(row) for row in marks]
         grid = rows[0][0]
         if any(row[0] != grid for row in rows):
             raise Untold("the rows of the batch hold different numbers of the image's tokens")

@@ -58,6 +58,7 @@ MOVES = frozenset(
         *("unfold", "where", "masked_scatter", "masked_fill", "pad", "pad_sequence"),
     }
 )
+JOINS = frozenset({"cat", "concat", "concatenate", "stack"})
 SUMS = frozenset(
     {
         *(
@@ -113,7 +114,7 @@ class Trail(TorchFunctionMode):
         marks = self._marks.get(x)
         if marks is None or marks.shape != x.shape:
             return None
-        read: Tensor = _slim(marks, dim).amin(dim).expand(x.select(dim, 0).shape)
+        read: Tensor = _slim(marks).amin(dim).expand(x.select(dim, 0).shape)
         return read if bool((read != NONE).any()) else None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -167,7 +168,7 @@ class Trail(TorchFunctionMode):
         x, value = args[0], args[-1]
         if _unread(args[1:-1]):
             return
-        marks = self._shadow(x).contiguous().clone()
+        marks = self._shadow(x).clone(memory_format=torch.contiguous_format)
         new: Any = self._shadow(value) if isinstance(value, Tensor) else NONE
         if len(args) == 3:
             marks[args[1]] = new
@@ -188,7 +189,7 @@ class Trail(TorchFunctionMode):
             ]
             if name == "masked_fill" and isinstance(shadows[2], Tensor):
                 shadows[2] = NONE
-        moved = func(*shadows, **named)
+        moved = _joined(func, shadows, named, made) if name in JOINS else func(*shadows, **named)
         pairs = zip(tree_flatten(made)[0], tree_flatten(moved)[0], strict=True)
         for x, marks in pairs:
             if isinstance(x, Tensor) and marks.shape == x.shape:
@@ -213,13 +214,13 @@ class Trail(TorchFunctionMode):
             return marks[..., 0]
         if name in ("sum", "mean") and made.shape == first.shape[:-1]:
             dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            return _slim(marks, -1).amin(-1) if dim in (-1, first.ndim - 1) else None
+            return _slim(marks).amin(-1) if dim in (-1, first.ndim - 1) else None
         if name == "view_as_real":
             return marks[..., None]
         if made.shape == first.shape and name != "linear":
             return marks
         if made.ndim and made.shape[:-1] == first.shape[:-1]:
-            return _slim(marks, -1).amin(-1, keepdim=True).expand(*first.shape[:-1], 1)
+            return _slim(marks).amin(-1, keepdim=True).expand(*first.shape[:-1], 1)
         return None
 
     def _product(self, a: Tensor, b: Tensor, made: Tensor) -> Tensor | None:
@@ -241,6 +242,27 @@ def _permutes(name: str, args: Any) -> bool:
     return sorted(before) == sorted(after) and before.isalpha()
 
 
+def _joined(func: Any, args: Any, kwargs: Mapping[str, Any], made: Tensor) -> Tensor:
+    """Marks side by side: what repeats itself in all of them, such as a token's features, is joined once."""
+    parts, dim = list(args[0]), int(kwargs.get("dim", args[1] if len(args) > 1 else 0))
+    joined = dim % made.ndim if made.ndim == parts[0].ndim else None
+    cut = tuple(
+        slice(0, 1)
+        if axis != joined
+        and len({p.shape[axis] for p in parts}) == 1
+        and not any(p.stride(axis) for p in parts)
+        else slice(None)
+        for axis in range(parts[0].ndim)
+    )
+    thin = [part[cut] for part in parts]
+    if joined == made.ndim - 1 and not any(part.stride(-1) for part in parts):  # features beside features
+        ones = [part[..., :1] for part in thin]
+        if all(torch.equal(one, ones[0]) for one in ones):
+            return ones[0].expand(made.shape)
+    whole: Tensor = func(thin, dim=dim)
+    return whole.expand(made.shape)
+
+
 def _unread(args: Any) -> bool:
     """Whether an index or a mask is there by its shape alone."""
     return any(
@@ -254,7 +276,7 @@ def _nothing(x: Tensor) -> Tensor:
     return torch.full((), NONE, dtype=torch.int32, device=device).expand(x.shape)
 
 
-def _slim(marks: Tensor, dim: int) -> Tensor:
+def _slim(marks: Tensor) -> Tensor:
     """One of each where a dimension repeats itself: nothing is computed twice. Kept dimensions have size 1."""
     cut = [slice(0, 1) if n > 1 and step == 0 else slice(None) for n, step in _sizes(marks)]
     return marks[tuple(cut)]
@@ -268,12 +290,12 @@ def _even(marks: Tensor) -> Tensor:
     """The same marks, of one for each token where all of its features have the same."""
     if marks.ndim < 3 or marks.shape[-1] < 2 or marks.stride(-1) == 0 or not _one(marks, -1):
         return marks
-    return marks[..., :1].clone().expand(marks.shape)
+    return _slim(marks[..., :1]).clone().expand(marks.shape)
 
 
 def _one(marks: Tensor, dim: int) -> bool:
     """Whether all marks along a dimension are the same."""
-    slim = _slim(marks, dim)
+    slim = _slim(marks)
     return slim.shape[dim] == 1 or bool((slim == slim.narrow(dim, 0, 1)).all())
 
 
