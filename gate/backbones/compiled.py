@@ -60,6 +60,11 @@ class _Graph:
         ]
         if maps:
             raise ConfigurationError(f"{maps[0]} is a map; maps are not compiled.")
+        if getattr(backbone, "widened", False):
+            raise ConfigurationError(
+                f"{backbone.name} is recorded: each of its rows is a call with arguments of its own, which is not "
+                "compiled; leave --compile out."
+            )
         if not hasattr(backbone.denoiser, "down_blocks"):
             raise ConfigurationError(f"{backbone.name} is no UNet; only their forwards are compiled.")
         self.seen: dict[str, Any] = {}
@@ -83,7 +88,13 @@ class _Graph:
         x = request.x_t[rows].to(backbone.dtype)
         t = backbone.schedule.told(request.t_condition[rows]).to(backbone.device)
         given = request.conditioning.rows(rows).replace(prompts=())
-        made = self.run(x, t, given, _Nothing())
+        try:
+            made = self.run(x, t, given, _Nothing())
+        except torch._dynamo.exc.TorchDynamoException as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ConfigurationError(
+                f"The forward of {backbone.name} cannot be compiled as one graph ({first}); leave --compile out."
+            ) from error
         self.seen.clear()  # what is there when a call begins is part of what was compiled for
         grid = (int(x.shape[-2]), int(x.shape[-1]))
         return {layer: as_map(value, grid)[:n] for layer, value in zip(self.layers, made, strict=True)}

@@ -1,4 +1,4 @@
-"""`gate describe NAME`: everything known about a technique, a probe or a metric."""
+"""`gate describe NAME`: everything known about a technique, a probe or a metric; with --backbone, about a backbone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gate.cli.output import DebugOption, Format, FormatOption, terminal, to_json
+from gate.cli.output import DebugOption, Format, FormatOption, flag, terminal, to_json
 from gate.names import harmless
 
 if TYPE_CHECKING:
@@ -35,16 +35,26 @@ _FACTS = (
 
 
 def describe(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A technique (also a+b), a probe or a metric.")],
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A technique (also a+b), a probe or a metric.")
+    ] = None,
+    backbone: Annotated[
+        str | None, flag("Describe this backbone instead: what serves it, and why.", "", "NAME")
+    ] = None,
     format: FormatOption = Format.table,
     debug: DebugOption = False,
 ) -> None:
-    """Show the facts, settings, cost, needs and source of a technique, a probe or a metric."""
+    """Show the facts, settings, cost, needs and source of a technique, a probe or a metric; or of a backbone."""
     from gate.errors import UsageError
 
-    found = [facts for kind in ("technique", "probe", "metric") if (facts := _facts(kind, name)) is not None]
-    if not found:
-        raise _unknown(name)
+    if (name is None) == (backbone is None):
+        raise UsageError("gate describe takes a name, or --backbone with one; see: gate list techniques")
+    if backbone is not None:
+        from gate.backbones.facts import backbone_facts
+
+        found = [backbone_facts(backbone)]
+    else:
+        found = _found(str(name))
     if format is Format.csv:
         raise UsageError("A description is no table of rows; choose --format table, md or json.")
     if format is Format.json:
@@ -52,6 +62,13 @@ def describe(
         return
     for facts in found:
         _show(facts, format)
+
+
+def _found(name: str) -> list[dict[str, Any]]:
+    found = [facts for kind in ("technique", "probe", "metric") if (facts := _facts(kind, name)) is not None]
+    if not found:
+        raise _unknown(name)
+    return found
 
 
 def _facts(kind: PluginKind, name: str) -> dict[str, Any] | None:

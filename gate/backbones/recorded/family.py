@@ -21,14 +21,20 @@ from gate.backbones.pipeline import PipelineBackbone
 from gate.backbones.recorded.call import leaves, replaced
 from gate.backbones.recorded.geometry import Geometry, measure, record
 from gate.backbones.recorded.levels import schedule_of
-from gate.backbones.recorded.pipeline import own_pipeline, pipeline_class, refuse_conditions, words_of
+from gate.backbones.recorded.pipeline import (
+    HEADS,
+    own_pipeline,
+    pipeline_class,
+    refuse_conditions,
+    refuse_several,
+    words_of,
+)
 from gate.backbones.sketch import Sketch
 from gate.errors import ConfigurationError, UnsuitableError, UsageError
 from gate.request import Conditioning, Request
 from gate.schedule import NoiseSchedule
 
 PROBE = 256  # pixels a side of the image that tells how much a VAE shrinks
-HEADS = ("unet", "transformer")
 
 
 class Recorded(PipelineBackbone):
@@ -62,11 +68,7 @@ class Recorded(PipelineBackbone):
         cls = pipeline_class(index)
         assert cls is not None
         refuse_conditions(name, cls)
-        several = [part for part in index if part.startswith(HEADS) and part_of(index, part)[1]]
-        if len(several) != 1:
-            raise ConfigurationError(
-                f"{name} cannot be recorded: it has {len(several)} denoisers ({', '.join(several)})."
-            )
+        refuse_several(name, index)
         self.pipeline = own_pipeline(name, index, parts)
         known = words_of(cls)
         takes = "text" if "prompt" in known else "classes" if "class_labels" in known else "unconditional"

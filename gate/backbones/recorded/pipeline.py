@@ -20,6 +20,7 @@ NEUTRAL: Mapping[str, Any] = {
     "complex_human_instruction": None,
     "num_frames": 1,
 }
+HEADS = ("unet", "transformer")
 GIVEN = frozenset({"self", "prompt", "class_labels", "args", "kwargs"})
 
 
@@ -81,6 +82,15 @@ def refuse_conditions(name: str, cls: type[Any]) -> None:
         raise ConfigurationError(
             f"{name} is a {cls.__name__}, whose call wants {wanted[0]} besides a prompt; gate conditions on text or a "
             "class alone, so load the text-to-image pipeline of the same model."
+        )
+
+
+def refuse_several(name: str, index: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError where a pipeline has not one denoiser."""
+    several = [part for part in index if part.startswith(HEADS) and part_of(index, part)[1]]
+    if len(several) != 1:
+        raise ConfigurationError(
+            f"{name} cannot be recorded: it has {len(several)} denoisers ({', '.join(several)})."
         )
 
 
