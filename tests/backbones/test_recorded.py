@@ -1,5 +1,6 @@
 """Pipelines that no family serves: recorded, and held against diffusers' own steps; the same for every family."""
 
+# long: every pipeline through the same questions
 from __future__ import annotations
 
 import json
@@ -279,45 +280,6 @@ def test_a_recorded_backbone_is_not_compiled(folders: dict[str, Path]) -> None:
         backbone.reach(request, ["block0"])
     with torch.no_grad():
         assert set(backbone.reach(request, ["block0"])) == {"block0"}
-
-
-def _described(folder: Path) -> dict[str, Any]:
-    shown = CliRunner().invoke(app, ["describe", "--backbone", str(folder), "--format", "json"])
-    assert shown.exit_code == 0, shown.output
-    facts: dict[str, Any] = json.loads(shown.stdout)
-    return facts
-
-
-def test_describe_says_what_serves_a_backbone(folders: dict[str, Path], tmp_path: Path) -> None:
-    chroma, dit, ours = (_described(f) for f in (folders["chroma"], folders["dit"], build("sdxl", tmp_path)))
-    assert chroma["family"] == "recorded" and chroma["takes"] == ["text"] and not chroma["refused"]
-    assert "no family calls a ChromaTransformer2DModel as ChromaPipeline does" in chroma["why"]
-    assert chroma["prediction"] == "flow_prediction" and dit["takes"] == ["classes"]
-    assert ours["family"] == "sdxl" and ours["why"] == "the family sdxl calls a UNet2DConditionModel"
-    assert (ours["prediction"], ours["timesteps"], ours["refused"]) == ("epsilon", 1000, "")
-    assert _described(Path("tiny"))["family"] == "unet"
-    shown = CliRunner().invoke(app, ["describe", "--backbone", str(folders["chroma"])])
-    assert "recorded" in shown.stdout and "FlowMatchEulerDiscreteScheduler" in shown.stdout
-
-
-def test_describe_says_why_a_backbone_does_not_load(folders: dict[str, Path], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(folders["aura-flow"], tmp_path / "other"))
-    index = json.loads((folder / "model_index.json").read_text())
-    for changed, sentence in (
-        ({"_class_name": "LucyEditPipeline"}, "whose call wants video besides a prompt"),
-        ({"transformer_2": index["transformer"]}, "it has 2 denoisers"),
-        ({"_class_name": "MyPipeline"}, "which no family serves"),
-    ):
-        (folder / "model_index.json").write_text(json.dumps({**index, **changed}))
-        assert sentence in _described(folder)["refused"]
-    (folder / "model_index.json").write_text(json.dumps(index))
-    assert _described(folder)["refused"] == ""
-
-
-@pytest.mark.parametrize("arguments", [[], ["freeu", "--backbone", "tiny"]])
-def test_describe_takes_a_name_or_a_backbone(arguments: list[str]) -> None:
-    shown = CliRunner().invoke(app, ["describe", *arguments])
-    assert shown.exit_code == 2 and "takes a name, or --backbone" in shown.output
 
 
 def test_doctor_proves_a_backbone(folders: dict[str, Path]) -> None:
