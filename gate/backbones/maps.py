@@ -78,8 +78,12 @@ def mean_map(maps: list[Tensor], grid: tuple[int, int]) -> Tensor:
 def spatial(weights: Tensor, grid: tuple[int, int]) -> Tensor:
     """Softmax weights as a feature map, a channel for every head and key: (b, k, n, m) -> (b, k m, h, w)."""
     b, k, n, m = weights.shape
-    h = max(1, round(math.sqrt(n * grid[0] / grid[1])))
-    return weights.transpose(2, 3).reshape(b, k * m, h, n // h)
+    size = level_of(n, grid)
+    if size is None:
+        raise ConfigurationError(
+            f"A map of {n} positions lies on no level of a latent of {grid[0]} x {grid[1]}; leave its layer out."
+        )
+    return weights.transpose(2, 3).reshape(b, k * m, *size)
 
 
 def per_head(feature: Tensor, heads: int) -> Tensor:
@@ -88,11 +92,22 @@ def per_head(feature: Tensor, heads: int) -> Tensor:
 
 
 def as_map(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Tokens (b, n, d) -> (b, d, h, w) with the aspect ratio of `grid`; what cannot be laid out stays as it is."""
-    if x.ndim != 3:
+    """Tokens (b, n, d) -> (b, d, h, w) on a coarser level of `grid`; what lies on none of its levels stays as it is."""
+    size = level_of(x.shape[1], grid) if x.ndim == 3 else None
+    if size is None:
         return x
-    b, n, d = x.shape
-    h = round(math.sqrt(n * grid[0] / grid[1]))
-    if not h or n % h:
-        return x
-    return x.transpose(1, 2).reshape(b, d, h, n // h)
+    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], *size)
+
+
+def level_of(n: int, grid: tuple[int, int]) -> tuple[int, int] | None:
+    """(h, w) of n positions, h w = n: a grid's halves, rounded up as strided convolutions do, or its very aspect ratio.
+
+    None: n is of no level of the grid.
+    """
+    h, w = grid
+    while h * w > n and max(h, w) > 1:
+        h, w = -(-h // 2), -(-w // 2)
+    if h * w == n:
+        return h, w
+    h = math.isqrt(n * grid[0] // grid[1])
+    return (h, n // h) if h and h * h * grid[1] == n * grid[0] and n % h == 0 else None

@@ -205,6 +205,38 @@ def test_images_that_are_not_square(tiny: Backbone) -> None:
     assert seen["attention"].shape[-2:] == (16, 32)
 
 
+@pytest.mark.parametrize(
+    ("n", "grid", "size"),
+    [
+        (16, (16, 16), (4, 4)),
+        (8, (13, 5), (4, 2)),  # 13 x 5, 7 x 3, 4 x 2: its aspect ratio alone would say 5
+        (15, (9, 5), (5, 3)),
+        (6, (24, 36), (2, 3)),
+        (54, (18, 27), (6, 9)),  # a third of each side
+        (7, (16, 16), None),
+        (1, (16, 16), (1, 1)),
+    ],
+)
+def test_positions_lie_on_a_level_of_the_latent(
+    n: int, grid: tuple[int, int], size: tuple[int, int] | None
+) -> None:
+    from gate.backbones.maps import level_of
+
+    assert level_of(n, grid) == size
+
+
+def test_a_latent_of_odd_sides(tiny: Backbone) -> None:
+    text = torch.zeros(1, 32, tiny.denoiser.config.cross_attention_dim)
+    layers = [row.id for row in tiny.layers() if not row.is_map]
+    with torch.no_grad(), gate.capture(tiny.denoiser, [*layers, "attention"]) as seen:
+        tiny.denoiser(torch.randn(1, 4, 26, 10), 50, encoder_hidden_states=text)
+    stages = {layer.split(".")[0]: seen[layer].shape[-2:] for layer in layers if layer.split(".")[0] == layer}
+    for layer in layers:
+        if ".attention" in layer:
+            resnet = layer.split(".attention")[0] + ".resnet0"
+            assert seen[layer].shape[-2:] == seen[resnet].shape[-2:], (layer, stages)
+
+
 JOINT = ("sd3", "flux", "flux2", "qwen-image")
 
 
