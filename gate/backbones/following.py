@@ -55,12 +55,13 @@ class Following:
         """A forward begins. Returns the latent's tensors. wanted: the places that will be asked for."""
         names = list(inspect.signature(type(self.denoiser).forward).parameters)[1:]
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        given = {names[0]: given.pop(names[0]), **given}
+        first = names[0] if names[0] in given else next(iter(given))
+        given = {first: given.pop(first), **given}
         self.untold, self._calls = {}, {}
         self._saves = torch.is_grad_enabled() and any(
             getattr(module, "gradient_checkpointing", False) for module in self.denoiser.modules()
         )
-        tensors = tensors_of(given[names[0]])
+        tensors = tensors_of(given[first])
         if not self.joint:
             self.grid = int(tensors[0].shape[-2]), int(tensors[0].shape[-1])
             return tensors[:1]
@@ -77,7 +78,7 @@ class Following:
         for found in self.places.values():
             for _, pick, _ in found.values():
                 self.grid = self.grid if pick is None else pick.grid
-        return _stacked(given[names[0]], tensors)
+        return _stacked(given[first], tensors)
 
     def done(self) -> None:
         """The forward has come to its end: what was found is known from now on."""

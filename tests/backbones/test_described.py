@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -14,10 +15,13 @@ from small_pipelines import PIPELINES, build
 from typer.testing import CliRunner
 
 import gate
+from gate.backbones.load import layers_of
 from gate.backbones.recorded.levels import level_of
 from gate.backbones.recorded.proof import _layout, prove
+from gate.backbones.sketch import bare_layers
 from gate.cli import app
 from gate.data import load_data
+from gate.errors import ConfigurationError
 
 SIZES = {"flux": 64, "qwen-image": 64, "z-image": 64, "flux2": 64}
 QUICK = ("unconditional", "pixart", "sd3")
@@ -68,6 +72,52 @@ def test_describe_says_why_a_backbone_does_not_load(folders: dict[str, Path], tm
 def test_describe_takes_a_name_or_a_backbone(arguments: list[str]) -> None:
     shown = CliRunner().invoke(app, ["describe", *arguments])
     assert shown.exit_code == 2 and "takes a name, or --backbone" in shown.output
+
+
+def test_layers_are_listed_where_a_recorded_backbone_s_weights_are_not(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(folders["chroma"], tmp_path / "bare"))
+    for file in folder.rglob("*.safetensors"):
+        file.unlink()
+    layers, why = layers_of(str(folder))
+    assert "is missing" in why and {"block0.adaln", "single0", "out"} <= {layer.id for layer in layers}
+    shown = CliRunner().invoke(app, ["list", "layers", "--backbone", str(folder)])
+    assert shown.exit_code == 0 and "gate.capture reads these layers" in shown.stderr
+
+
+BARE = (
+    "ControlNetModel",
+    "ControlNetXSAdapter",
+    "MotionAdapter",
+    "SD3ControlNetModel",
+    "UNetControlNetXSModel",
+)
+
+
+def _looked_at(name: str) -> bool:
+    """Whether a class's layers are listed, from its defaults alone; else it is refused in a sentence that names it."""
+    try:
+        rows = bare_layers(name, {})
+    except ConfigurationError as error:
+        assert name in str(error)
+        return False
+    assert len({row.id for row in rows}) == len(rows) > 3
+    return True
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_layers_of_unusual_denoisers_are_listed(name: str) -> None:
+    assert _looked_at(name)
+
+
+@pytest.mark.slow
+def test_layers_of_any_denoiser_are_listed_or_refused() -> None:
+    import diffusers
+
+    every = {n: getattr(diffusers, n) for n in dir(diffusers) if not n.startswith(("Auto", "VQ"))}
+    names = [n for n, cls in every.items() if inspect.isclass(cls) and issubclass(cls, diffusers.ModelMixin)]
+    assert len(names) > 100 and sum(map(_looked_at, names)) > 70
 
 
 @pytest.mark.parametrize(
