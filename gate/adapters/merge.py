@@ -6,6 +6,7 @@ A LoRA is merged once, by diffusers and peft, into copies; attaching it swaps te
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from gate.adapters.formats import LORA_FILE
+from gate.backbones.hub import CONVERT_FILE, PICKLES
+from gate.backbones.whole import matter
 from gate.errors import ConfigurationError, MissingWeightsError, UsageError
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone
 
 ADAPTER = "gate"
+HALVES = (
+    ("lora_A", "lora_B"),
+    ("lora_B", "lora_A"),
+    (".down.", ".up."),
+    (".up.", ".down."),
+)  # of a LoRA's keys
 LYCORIS = {  # how keys of LyCORIS's and peft's other decompositions read
     "hada_w1": "LoHa",
     "lokr_w1": "LoKr",
@@ -89,9 +98,14 @@ def lora_weights(backbone: Backbone, source: str, weight_name: str, scale: float
             f"{source!r} is cut short, or holds no safetensors, whatever its name says (pickled weights are never "
             "loaded); fetch it again."
         ) from error
+    except (ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"{source!r} is no LoRA that diffusers reads: {matter(error)} is wrong or missing; fetch it again."
+        ) from error
     if not any(key.startswith((*(f"{part}." for part in parts), "transformer.")) for key in state):
         state = {f"unet.{key}": value for key, value in state.items()}  # a denoiser's own `save_attn_procs`
         alphas = {f"unet.{key}": value for key, value in (alphas or {}).items()} or alphas
+    _check_layers(source, state, backbone)
     if metadata:  # peft imports the module that `megatron_core` names
         metadata = {key: value for key, value in metadata.items() if "megatron" not in key}
     before = {name: parameter.detach().clone() for name, parameter in _parameters(backbone).items()}
@@ -105,8 +119,7 @@ def lora_weights(backbone: Backbone, source: str, weight_name: str, scale: float
                 )
         _merge(parts, scale)
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ConfigurationError(f"{source!r} is no LoRA for {backbone.name}: {first}") from error
+        raise ConfigurationError(f"{source!r} is no LoRA for {backbone.name}: {matter(error)}") from error
     finally:
         unload(parts, marks)
         changed = {}
@@ -119,6 +132,30 @@ def lora_weights(backbone: Backbone, source: str, weight_name: str, scale: float
             f"{source!r} changes nothing in {backbone.name}; it was made for another backbone."
         )
     return changed
+
+
+def _check_layers(source: str, state: Mapping[str, Tensor], backbone: Backbone) -> None:
+    """Raise ConfigurationError where half of a pair lacks, or a layer is none of the backbone's.
+
+    Diffusers leaves out what it does not know, and what has no partner, with a line in a log.
+    """
+    for key in state:
+        for one, other in HALVES:
+            partner = key.replace(one, other)
+            if one in key and partner not in state:
+                raise ConfigurationError(
+                    f"{source!r} lacks {partner}, without which {key} does nothing; fetch it again."
+                )
+    for part, module in backbone.components.items():
+        names = dict(module.named_modules())
+        for key in state:
+            head, _, path = key.replace(".processor.", ".").partition(".")
+            path = re.split("[._]lora", path)[0]
+            if head == part and "lora" in key and not {path, path.removeprefix("text_model.")} & set(names):
+                raise ConfigurationError(
+                    f"{source!r} has weights for {path}, which the {part} of {backbone.name} does not have; it was "
+                    "made for another backbone."
+                )
 
 
 def refuse_lycoris(source: str, file: Path) -> None:
@@ -150,6 +187,11 @@ def locate(source: str, weight_name: str) -> tuple[str, str]:
         where, file = str(path.parent), path.name
     elif path.is_dir():
         where, file = str(path), weight_name or LORA_FILE
+        pickled = [found.name for found in sorted(path.glob("*")) if found.suffix in PICKLES]
+        if pickled and not any(path.glob("*.safetensors")):
+            raise UsageError(
+                f"{source} holds pickled weights ({pickled[0]}), which are never loaded. {CONVERT_FILE}."
+            )
         if not (path / file).is_file():
             raise MissingWeightsError(f"{source} holds no {file}; name the file with weight_name.")
     elif source.count("/") == 1 and not source.startswith((".", "/", "~")):
@@ -157,7 +199,9 @@ def locate(source: str, weight_name: str) -> tuple[str, str]:
     else:
         raise UsageError(f"{source!r} is neither a file, a folder nor a hub id.")
     if not file.endswith(".safetensors"):
-        raise UsageError(f"{file} is not a safetensors file; pickled weights are never loaded.")
+        raise UsageError(
+            f"{file} is not a safetensors file; pickled weights are never loaded. {CONVERT_FILE}."
+        )
     return where, file
 
 
