@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from gate.adapters.formats import LORA_FILE
-from gate.backbones.hub import CONVERT_FILE, PICKLES
+from gate.adapters.lycoris import inject, lycoris_kind
+from gate.adapters.networks import load_tensors, local_file
+from gate.backbones.hub import CONVERT_FILE, PICKLES, read_config
 from gate.backbones.whole import matter
 from gate.errors import ConfigurationError, MissingWeightsError, UsageError
 
@@ -23,18 +25,14 @@ if TYPE_CHECKING:
     from gate.backbone import Backbone
 
 ADAPTER = "gate"
+PEFT, PEFT_FILE, PEFT_CONFIG = "base_model.model.", "adapter_model.safetensors", "adapter_config.json"
+PEFT_FACTS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "use_rslora", "use_dora")
 HALVES = (
     ("lora_A", "lora_B"),
     ("lora_B", "lora_A"),
     (".down.", ".up."),
     (".up.", ".down."),
 )  # of a LoRA's keys
-LYCORIS = {  # how keys of LyCORIS's and peft's other decompositions read
-    "hada_w1": "LoHa",
-    "lokr_w1": "LoKr",
-    "oft_": "OFT",
-    "boft_": "BOFT",
-}
 
 
 @contextlib.contextmanager
@@ -70,34 +68,43 @@ def lora_weights(backbone: Backbone, source: str, weight_name: str, scale: float
     """The parameters that a LoRA changes, as they are with it: W + scale alpha / rank B A (Hu et al. 2022, Eq. 3).
 
     source: a safetensors file, a folder, or a hub id; weight_name: the file in a folder or repository, "" for the
-    usual one. Any layout that diffusers reads (its own, kohya's). Raises MissingWeightsError, UsageError where the
-    file is no LoRA for this backbone.
+    usual one. Any layout that diffusers reads (its own, kohya's, peft's), DoRA, and LoHa and LoKr by peft's layers.
+    Raises MissingWeightsError, UsageError, ConfigurationError where the file is none of these for this backbone.
     """
-    from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
-    from safetensors import SafetensorError
-
-    where, file = locate(source, weight_name)
-    refuse_lycoris(source, Path(where) / file)
+    file = local_file(*locate(source, weight_name), "LoRA")
     parts: dict[str, Any] = dict(backbone.components)
-    unet = parts["unet"]
+    tensors = load_tensors(file)
+    if lycoris_kind(tensors):
+        return _merged(backbone, source, scale, lambda: inject(parts, tensors, source, ADAPTER))
+    state, alphas, metadata = _state(source, file, parts)
+    _check_layers(source, state, backbone)
+
+    def wrap() -> None:
+        Loader.load_lora_into_unet(state, alphas, parts["unet"], adapter_name=ADAPTER, metadata=metadata)
+        for part in parts:
+            if part.startswith("text_encoder") and any(key.startswith(f"{part}.") for key in state):
+                Loader.load_lora_into_text_encoder(
+                    state, alphas, parts[part], prefix=part, adapter_name=ADAPTER, metadata=metadata
+                )
+
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
+
+    return _merged(backbone, source, scale, wrap)
+
+
+def _state(source: str, file: Path, parts: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any, Any]:
+    """The tensors under diffusers' names, the alphas and the metadata, as its loader takes them."""
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
+
     try:
         state, alphas, metadata = Loader.lora_state_dict(
-            where,
-            weight_name=file,
+            str(file.parent),
+            weight_name=file.name,
             use_safetensors=True,
             local_files_only=True,
-            unet_config=unet.config,
+            unet_config=parts["unet"].config,
             return_lora_metadata=True,
         )
-    except OSError as error:
-        raise MissingWeightsError(
-            f"The LoRA {source!r} is not on this machine; fetch it with: hf download {source}"
-        ) from error
-    except SafetensorError as error:
-        raise ConfigurationError(
-            f"{source!r} is cut short, or holds no safetensors, whatever its name says (pickled weights are never "
-            "loaded); fetch it again."
-        ) from error
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
         raise ConfigurationError(
             f"{source!r} is no LoRA that diffusers reads: {matter(error)} is wrong or missing; fetch it again."
@@ -105,18 +112,22 @@ def lora_weights(backbone: Backbone, source: str, weight_name: str, scale: float
     if not any(key.startswith((*(f"{part}." for part in parts), "transformer.")) for key in state):
         state = {f"unet.{key}": value for key, value in state.items()}  # a denoiser's own `save_attn_procs`
         alphas = {f"unet.{key}": value for key, value in (alphas or {}).items()} or alphas
-    _check_layers(source, state, backbone)
+    if all(key.startswith(f"unet.{PEFT}") for key in state):
+        config = read_config(source, file.parent / PEFT_CONFIG)
+        metadata = {f"unet.{key}": config[key] for key in PEFT_FACTS if key in config}
+        state = {key.replace(PEFT, ""): value for key, value in state.items()}
     if metadata:  # peft imports the module that `megatron_core` names
         metadata = {key: value for key, value in metadata.items() if "megatron" not in key}
+    return state, alphas, metadata
+
+
+def _merged(backbone: Backbone, source: str, scale: float, wrap: Callable[[], None]) -> dict[str, Tensor]:
+    """What `wrap` and a merge make of the backbone's parameters, those that change alone; the backbone is as before."""
+    parts: dict[str, Any] = dict(backbone.components)
     before = {name: parameter.detach().clone() for name, parameter in _parameters(backbone).items()}
     marks = {name: dict(vars(module)) for name, module in parts.items()}
     try:
-        Loader.load_lora_into_unet(state, alphas, unet, adapter_name=ADAPTER, metadata=metadata)
-        for part in parts:
-            if part.startswith("text_encoder") and any(key.startswith(f"{part}.") for key in state):
-                Loader.load_lora_into_text_encoder(
-                    state, alphas, parts[part], prefix=part, adapter_name=ADAPTER, metadata=metadata
-                )
+        wrap()
         _merge(parts, scale)
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
         raise ConfigurationError(f"{source!r} is no LoRA for {backbone.name}: {matter(error)}") from error
@@ -150,34 +161,13 @@ def _check_layers(source: str, state: Mapping[str, Tensor], backbone: Backbone) 
         names = dict(module.named_modules())
         for key in state:
             head, _, path = key.replace(".processor.", ".").partition(".")
-            path = re.split("[._]lora", path)[0]
+            path = re.sub(r"self_attn\.to_(q|k|v|out)_", r"self_attn.\1_proj_", path)  # an older layout
+            path = re.split("[._]lora", path.replace("_proj_lora", "_proj.lora"))[0]
             if head == part and "lora" in key and not {path, path.removeprefix("text_model.")} & set(names):
                 raise ConfigurationError(
                     f"{source!r} has weights for {path}, which the {part} of {backbone.name} does not have; it was "
                     "made for another backbone."
                 )
-
-
-def refuse_lycoris(source: str, file: Path) -> None:
-    """Raise ConfigurationError where a file on this machine holds another decomposition than LoRA's, by its keys.
-
-    A LoCon (LoRA of convolutions too) is LoRA. Diffusers would leave the others out, or stop at their first key.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not file.is_file():
-        return
-    try:
-        with safe_open(file, framework="pt") as opened:
-            keys = list(opened.keys())
-    except SafetensorError:  # whoever reads it says so
-        return
-    kind = next((what for mark, what in LYCORIS.items() if any(mark in key for key in keys)), "")
-    if kind:
-        raise ConfigurationError(
-            f"{source!r} is a {kind}, not a LoRA, and diffusers does not load it. Merge it into a model with the "
-            "tool that trained it and screen that model, or extract a LoRA of the difference."
-        )
 
 
 def locate(source: str, weight_name: str) -> tuple[str, str]:
@@ -192,6 +182,8 @@ def locate(source: str, weight_name: str) -> tuple[str, str]:
             raise UsageError(
                 f"{source} holds pickled weights ({pickled[0]}), which are never loaded. {CONVERT_FILE}."
             )
+        if not weight_name and not (path / file).is_file() and (path / PEFT_FILE).is_file():
+            file = PEFT_FILE
         if not (path / file).is_file():
             raise MissingWeightsError(f"{source} holds no {file}; name the file with weight_name.")
     elif source.count("/") == 1 and not source.startswith((".", "/", "~")):

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from small_pipelines import build
 
 import gate
-from gate.adapters.merge import refuse_lycoris
 from gate.backbones.whole import check_nulls
 from gate.errors import ConfigurationError, GateError
 
@@ -146,17 +145,3 @@ def test_a_null_that_a_pipeline_does_without_is_none() -> None:
     )
     with pytest.raises(ConfigurationError, match="no tokenizer_2"):
         check_nulls("sdxl", {"tokenizer": have, "tokenizer_2": null})
-
-
-@pytest.mark.parametrize(
-    ("key", "kind"),
-    [("m.hada_w1_a", "LoHa"), ("m.lokr_w1", "LoKr"), ("m.oft_blocks", "OFT"), ("m.lora_down.weight", "")],
-)
-def test_other_decompositions_than_lora_s_are_named(key: str, kind: str, tmp_path: Path) -> None:
-    file = tmp_path / "lora.safetensors"
-    save_file({key: torch.zeros(2, 2)}, file)
-    if not kind:
-        refuse_lycoris("it", file)
-        return
-    with pytest.raises(ConfigurationError, match=f"is a {kind}, not a LoRA.*[Mm]erge"):
-        refuse_lycoris("it", file)

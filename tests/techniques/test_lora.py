@@ -207,7 +207,7 @@ def test_a_cut_lora_is_said_to_be_one(tiny: Backbone, tmp_path: Path, share: flo
     kohya_layout(tiny, file)
     whole = file.read_bytes()
     file.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ConfigurationError, match=r"style\.safetensors.* is cut short.*fetch it again"):
+    with pytest.raises(ConfigurationError, match=r"style\.safetensors.* is cut short.*fetch that file again"):
         lora_weights(tiny, str(file), "", 1.0)
 
 
