@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from gate.backbone import Backbone
     from gate.fit.course import Material
 
-# of the schedule, one noise each: what the interval is wide from is images, not noise (docs/fitting.md)
-HELD_OUT_LEVELS = (0.1, 0.3, 0.5, 0.7)
+# of the schedule, one noise each: as narrow an interval as two noises at each of 0.1, 0.3, 0.5, 0.7 (docs/fitting.md)
+HELD_OUT_LEVELS = (0.1, 0.2, 0.4, 0.6)
 
 
 @torch.no_grad()
