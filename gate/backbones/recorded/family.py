@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gate.backbone import LayerInfo
 from gate.backbones.activations import capture
+from gate.backbones.beside import Extra, refuse_classes
 from gate.backbones.hush import hushed
 from gate.backbones.index import part_of
 from gate.backbones.layers import layer_paths
@@ -49,6 +50,12 @@ class Recorded(PipelineBackbone):
         denoiser = part_of(index, *HEADS)[1]
         known = bool(denoiser) and inspect.isclass(getattr(diffusers, str(denoiser), None))
         return known and pipeline_class(index) is not None
+
+    @classmethod
+    def accepts(cls, name: str, index: Mapping[str, Any], config: Mapping[str, Any]) -> Extra:
+        """Nothing by its config, where a denoiser may count channels under any name: its call is recorded with all."""
+        refuse_classes(name, index, config, labels=False)
+        return ""
 
     def __init__(
         self, name: str, source: Path, index: Mapping[str, Any], parts: Mapping[str, Any], **options: Any
