@@ -70,8 +70,8 @@ class Recorded(PipelineBackbone):
             )
         self.pipeline = own_pipeline(name, index, parts)
         known = words_of(cls)
-        takes = "text" if "prompt" in known else "classes" if "class_labels" in known else "unconditional"
-        self.traits = frozenset({takes})  # type: ignore[misc]
+        classes = {"unconditional", "classes"} if "class_labels" in known else {"unconditional"}
+        self.traits = frozenset({"text"} if "prompt" in known else classes)  # type: ignore[misc]
         super().__init__(name, source, index, parts, **options)
 
     # what the rehearsal says
