@@ -249,7 +249,7 @@ def test_a_config_of_no_denoiser_is_told(tmp_path: Path) -> None:
         (
             '{"_class_name": "UNet2DConditionModel", "attention_head_dim": [1, 2]}',
             ConfigurationError,
-            "called",
+            "cannot be built from this config",
         ),
     ):
         file.write_text(text)
