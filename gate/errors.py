@@ -48,7 +48,16 @@ class IncomparableError(GateError):
     exit_code = 4
 
 
-class MissingWeightsError(GateError):
+class _Remedied(GateError):
+    """A reason, and what the user can do about it, apart. fix: a sentence or a command."""
+
+    def __init__(self, reason: str, fix: str = "") -> None:
+        super().__init__(reason if not fix else f"{reason} {fix}")
+        self.reason = reason
+        self.fix = fix
+
+
+class MissingWeightsError(_Remedied):
     """Weights are not on this machine. The message names the command that fetches them."""
 
     exit_code = 5
@@ -60,18 +69,10 @@ class OutOfMemoryError(GateError):
     exit_code = 6
 
 
-class UnsuitableError(GateError):
-    """A technique cannot serve this backbone or these samples; it is skipped and the others go on.
-
-    fix: what the user can do about it, as a sentence or a command.
-    """
+class UnsuitableError(_Remedied):
+    """A technique cannot serve this backbone or these samples; it is skipped and the others go on."""
 
     exit_code = 7
-
-    def __init__(self, reason: str, fix: str = "") -> None:
-        super().__init__(reason if not fix else f"{reason} {fix}")
-        self.reason = reason
-        self.fix = fix
 
 
 # of an OSError, where a disk or a stream takes no more: nobody's bug

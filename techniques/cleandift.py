@@ -9,22 +9,21 @@ from typing import TYPE_CHECKING
 
 from gate.adapters.formats import CLEANDIFT_FILE
 from gate.adapters.networks import companion, cross_width, load_tensors, local_file
-from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError
-from gate.technique import Technique
+from gate.adapters.weights import TakesFile
+from gate.errors import ConfigurationError, MissingWeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gate.backbone import Backbone
     from gate.request import Request
-    from gate.sample import SampleSet
 
 REPOSITORY = "CompVis/cleandift"
 PUBLIC: Mapping[int, str] = {768: "cleandift_sd15_unet.safetensors", 1024: "cleandift_sd21_unet.safetensors"}
 
 
 @dataclass(kw_only=True)
-class CleanDift(Technique):
+class CleanDift(TakesFile):
     """CleanDIFT (Stracke et al. 2024, Eq. 3): a denoiser that was taught to give its noisy features for clean latents.
 
     One call at t = 0 without noise, whatever the timestep and the seed. weights: a safetensors file, a folder of
@@ -39,16 +38,7 @@ class CleanDift(Technique):
     replaces_latent = True
     seedless = True
 
-    weights: str = ""
-    weight_name: str = ""
     _state: dict[str, Tensor] | None = field(default=None, init=False, repr=False)
-
-    def check(self, backbone: Backbone, samples: SampleSet) -> None:
-        super().check(backbone, samples)
-        try:
-            self._load(backbone)
-        except MissingWeightsError as error:
-            raise UnsuitableError(str(error)) from error
 
     def attach(self, backbone: Backbone) -> AbstractContextManager[None]:
         from gate.adapters.merge import swapped

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gate.adapters.control_images import ControlImages
 from gate.adapters.formats import DEPTH_MODEL
 from gate.adapters.networks import companion, cross_width, load_network
-from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError
-from gate.technique import Cost, Technique, descend
+from gate.adapters.weights import TakesWeights
+from gate.errors import ConfigurationError, MissingWeightsError
+from gate.technique import Cost, descend
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gate.backbone import Backbone
     from gate.request import Request, Response
-    from gate.sample import SampleSet
     from gate.technique import CallNext
 
 # public ControlNets by control and by the width of the denoiser's cross-attention
@@ -33,7 +33,7 @@ PUBLIC: Mapping[str, Mapping[int, str]] = {
 
 
 @dataclass(kw_only=True)
-class ControlNet(Technique):
+class ControlNet(TakesWeights):
     """ControlNet (Zhang et al. 2023, Eq. 9-10): residuals of a trained copy, added to the skips and the mid block.
 
     controls: what is drawn from the input, one or several of canny, soft-edges, tile, depth. weights: a folder or
@@ -78,16 +78,6 @@ class ControlNet(Technique):
     @property
     def cost(self) -> Cost:
         return Cost(per_pass=1.0 + (self.steps if self.lead else 0))
-
-    def check(self, backbone: Backbone, samples: SampleSet) -> None:
-        super().check(backbone, samples)
-        try:
-            self._load(backbone)
-        except MissingWeightsError as error:
-            raise UnsuitableError(str(error)) from error
-
-    def fit(self, backbone: Backbone, samples: SampleSet) -> None:
-        self._load(backbone)
 
     def _load(self, backbone: Backbone) -> list[Any]:
         if self._nets is None:

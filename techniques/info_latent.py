@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gate.adapters.formats import INFO_LATENT_FILE
 from gate.adapters.networks import companion, load_tensors, local_file
-from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError
-from gate.technique import Technique
+from gate.adapters.weights import TakesFile, unfitted
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone
     from gate.request import Request, Response
-    from gate.sample import SampleSet
     from gate.technique import CallNext
 
 
 @dataclass(kw_only=True)
-class InfoLatent(Technique):
+class InfoLatent(TakesFile):
     """InfoDiffusion (Wang et al. 2023) on a frozen backbone (ours): an encoder of x0 gives 32 numbers, a
     linear map of them joins the time embedding, in every call.
 
@@ -37,29 +35,16 @@ class InfoLatent(Technique):
     leak = "32 numbers of the input's own latent condition every call"
     neutral: ClassVar = {"scale": 0.0}
 
-    weights: str = ""
-    weight_name: str = ""
     scale: float = 1.0
     _net: Any = field(default=None, init=False, repr=False)
     _carried: Any = field(default=None, init=False, repr=False)
-
-    def check(self, backbone: Backbone, samples: SampleSet) -> None:
-        super().check(backbone, samples)
-        if not self.weights and self.scale and backbone.name != "tiny":
-            raise UnsuitableError(
-                f"{self.name} has no encoder for {backbone.name}.",
-                f"Fit one: gate fit info-latent --backbone {backbone.name} --images DIR --output NET; then screen "
-                "'info-latent[weights=NET]'.",
-            )
-        try:
-            self._load(backbone)
-        except (MissingWeightsError, ConfigurationError) as error:
-            raise UnsuitableError(str(error)) from error
 
     def _load(self, backbone: Backbone) -> Any:
         if self._net is None and self.scale:
             from gate.adapters.info_latent import load_info_latent
 
+            if not self.weights and backbone.name != "tiny":
+                raise unfitted(self, "encoder", backbone, "NET")
             source = self.weights or companion(
                 backbone,
                 "info-latent",

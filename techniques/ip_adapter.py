@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gate.adapters.formats import IMAGE_ENCODER, IP_ADAPTER_FILE, PUBLIC_IP_ADAPTERS
 from gate.adapters.networks import companion, cross_width, load_tensors, local_file
-from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError
-from gate.technique import Technique
+from gate.adapters.weights import TakesFile
+from gate.errors import ConfigurationError, MissingWeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gate.backbone import Backbone
     from gate.request import Batch, Conditioning
-    from gate.sample import SampleSet
 
 
 @dataclass(kw_only=True)
-class IpAdapter(Technique):
+class IpAdapter(TakesFile):
     """IP-Adapter (Ye et al. 2023, Eq. 5): a second cross-attention, to an embedding of the input image.
 
     weights: a safetensors file, a folder of `gate fit ip-adapter`, or a hub id; "" is the backbone's own: the
@@ -37,26 +36,15 @@ class IpAdapter(Technique):
     leak = "the image prompt is made from the input's own pixels"
     neutral: ClassVar = {"scale": 0.0}
 
-    weights: str = ""
-    weight_name: str = ""
     image_encoder: str = ""
     scale: float = 1.0
     _wear: Any = field(default=None, init=False, repr=False)
     _encoder: Any = field(default=None, init=False, repr=False)
     _embeds: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
-    def check(self, backbone: Backbone, samples: SampleSet) -> None:
-        super().check(backbone, samples)
-        try:
-            self.fit(backbone, samples)
-        except MissingWeightsError as error:
-            raise UnsuitableError(str(error)) from error
-
-    def fit(self, backbone: Backbone, samples: SampleSet) -> None:
-        if self._wear is None and self.scale:
-            self._load(backbone)
-
     def _load(self, backbone: Backbone) -> None:
+        if self._wear is not None or not self.scale:
+            return
         import torch
 
         from gate.adapters.image_prompt import tailor

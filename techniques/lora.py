@@ -8,20 +8,18 @@ from typing import TYPE_CHECKING, ClassVar
 
 from gate.adapters.formats import OVER_FITTED
 from gate.adapters.networks import companion
-from gate.errors import MissingWeightsError, UnsuitableError
-from gate.technique import Technique
+from gate.adapters.weights import TakesFile, unfitted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gate.backbone import Backbone
-    from gate.sample import SampleSet
 
 SHIPPED = ("lora-sketches", "lora-quality")  # beside tiny
 
 
 @dataclass(kw_only=True)
-class Lora(Technique):
+class Lora(TakesFile):
     """LoRA fitted to the domain of the images (Meng et al. 2024, section 5.3; Hu et al. 2022, Eq. 3).
 
     W + scale alpha / rank B A, merged once and swapped in: it costs nothing per call, and detaching brings the very
@@ -38,24 +36,9 @@ class Lora(Technique):
     neutral: ClassVar = {"scale": 0.0}
     variants: ClassVar = {"lora-over-fitted": {"over_fitted": True}}
 
-    weights: str = ""
-    weight_name: str = ""
     scale: float = 1.0
     over_fitted: bool = False
     _merged: dict[str, Tensor] | None = field(default=None, init=False, repr=False)
-
-    def check(self, backbone: Backbone, samples: SampleSet) -> None:
-        super().check(backbone, samples)
-        if not self.weights and self.scale and backbone.name != "tiny":
-            raise UnsuitableError(
-                f"{self.name} has no weights for {backbone.name}.",
-                f"Fit one: gate fit lora --backbone {backbone.name} --images DIR --output LORA; then screen "
-                "'lora[weights=LORA]'.",
-            ) from MissingWeightsError(self.name)
-        try:
-            self._load(backbone)
-        except MissingWeightsError as error:
-            raise UnsuitableError(str(error)) from error
 
     def attach(self, backbone: Backbone) -> AbstractContextManager[None]:
         from gate.adapters.merge import swapped
@@ -75,6 +58,8 @@ class Lora(Technique):
 
     def _source(self, backbone: Backbone) -> str:
         folder = self.weights
+        if not folder and backbone.name != "tiny":
+            raise unfitted(self, "weights", backbone, "LORA")
         if not folder or (backbone.name == "tiny" and folder in SHIPPED):
             folder = companion(
                 backbone,

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from gate.adapters.formats import OVER_FITTED, PUBLIC_SMOOTH_LORAS
 from gate.adapters.networks import companion, cross_width
-from gate.errors import MissingWeightsError, UnsuitableError
-from gate.technique import Technique
+from gate.errors import MissingWeightsError
 from gate.techniques.lora import Lora
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone
-    from gate.sample import SampleSet
 
 
 @dataclass(kw_only=True)
@@ -30,13 +28,6 @@ class SmoothLora(Lora):
     summary = "Merge a LoRA that makes the prediction vary evenly with its noise."
     source = "Guo et al. 2024, Smooth Diffusion (arXiv 2312.04410)"
     variants: ClassVar = {}
-
-    def check(self, backbone: Backbone, samples: SampleSet) -> None:
-        Technique.check(self, backbone, samples)
-        try:
-            self._load(backbone)
-        except MissingWeightsError as error:
-            raise UnsuitableError(str(error)) from error
 
     def _source(self, backbone: Backbone) -> str:
         folder = self.weights or companion(

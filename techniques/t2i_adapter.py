@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gate.adapters.control_images import ControlImages
 from gate.adapters.formats import CONTROL_IMAGES
 from gate.adapters.networks import companion, cross_width, load_network
-from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError
-from gate.technique import Technique
+from gate.adapters.weights import TakesWeights
+from gate.errors import ConfigurationError, MissingWeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gate.backbone import Backbone
     from gate.request import Batch, Request, Response
-    from gate.sample import SampleSet
     from gate.technique import CallNext
 
 PUBLIC: Mapping[str, Mapping[int, str]] = {
@@ -28,7 +27,7 @@ RESIDUALS = "down_intrablock_additional_residuals"
 
 
 @dataclass(kw_only=True)
-class T2iAdapter(Technique):
+class T2iAdapter(TakesWeights):
     """T2I-Adapter (Mou et al. 2023, Eq. 3): features of the control image, added once to every down block.
 
     It sees neither the noise nor the prompt, so it runs once per image. controls: what is drawn from the input: canny,
@@ -54,14 +53,7 @@ class T2iAdapter(Technique):
         if self.controls not in CONTROL_IMAGES:
             raise ValueError(f"controls must be one of {', '.join(CONTROL_IMAGES)}; got {self.controls!r}.")
 
-    def check(self, backbone: Backbone, samples: SampleSet) -> None:
-        super().check(backbone, samples)
-        try:
-            self.fit(backbone, samples)
-        except MissingWeightsError as error:
-            raise UnsuitableError(str(error)) from error
-
-    def fit(self, backbone: Backbone, samples: SampleSet) -> None:
+    def _load(self, backbone: Backbone) -> None:
         if self._net is None and self.scale:
             self._net = load_adapter(backbone, self.weights or default_weights(backbone, self.controls))
             self._images.prepare(self.controls)
@@ -77,7 +69,7 @@ class T2iAdapter(Technique):
     def _features(self, batch: Batch) -> list[Tensor]:
         """Of the batch's control images, one per down block; kept while the batch stays the same."""
         if self._last is None or self._last[0] is not batch:
-            self.fit(batch.backbone, ())  # type: ignore[arg-type]
+            self._load(batch.backbone)
             images = self._images.of(self.controls, batch)[:, : self._net.config.in_channels]
             self._last = (batch, [self.scale * feature for feature in self._net(images)])
         return self._last[1]

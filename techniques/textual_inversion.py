@@ -10,21 +10,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gate.adapters.formats import WORD_TEMPLATE, WORDS_FILE
 from gate.adapters.networks import companion, load_tensors, local_file
-from gate.errors import ConfigurationError, MissingWeightsError, UnsuitableError
-from gate.technique import Technique
+from gate.adapters.weights import TakesFile, unfitted
+from gate.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gate.backbone import Backbone
     from gate.request import Batch, Conditioning
-    from gate.sample import SampleSet
 
 NAMELESS = "emb_params"  # what the web UI's files call any token
 
 
 @dataclass(kw_only=True)
-class TextualInversion(Technique):
+class TextualInversion(TakesFile):
     """Textual inversion (Gal et al. 2022, Eq. 2): vectors of a new word, learned with everything else frozen.
 
     weights: a safetensors file, a folder of `gate fit textual-inversion`, or a hub id, in diffusers' layout or the web
@@ -37,8 +36,6 @@ class TextualInversion(Technique):
     source = "Gal et al. 2022 (arXiv 2208.01618), section 4"
     neutral: ClassVar = {"template": "{prompt}"}
 
-    weights: str = ""
-    weight_name: str = ""
     token: str = ""
     template: str = WORD_TEMPLATE
     _words: dict[str, Tensor] | None = field(default=None, init=False, repr=False)
@@ -53,24 +50,13 @@ class TextualInversion(Technique):
         """Whether the word is in the prompt."""
         return "{token}" in self.template
 
-    def check(self, backbone: Backbone, samples: SampleSet) -> None:
-        super().check(backbone, samples)
-        if not self.active:
-            return
-        if not self.weights and backbone.name != "tiny":
-            raise UnsuitableError(
-                f"{self.name} has no word for {backbone.name}.",
-                f"Fit one: gate fit textual-inversion --backbone {backbone.name} --images DIR --output WORD; then "
-                "screen 'textual-inversion[weights=WORD]'.",
-            )
-        try:
-            self._load(backbone)
-        except MissingWeightsError as error:
-            raise UnsuitableError(str(error)) from error
-
     def _load(self, backbone: Backbone) -> dict[str, Tensor]:
-        """{token: (d,) or (k, d)}, as diffusers' loader takes it."""
+        """{token: (d,) or (k, d)}, as diffusers' loader takes it; none where no word is in the prompt."""
+        if not self.active:
+            return {}
         if self._words is None:
+            if not self.weights and backbone.name != "tiny":
+                raise unfitted(self, "word", backbone, "WORD")
             source = self.weights or companion(
                 backbone,
                 "textual-inversion-sketches",

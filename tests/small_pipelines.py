@@ -37,12 +37,14 @@ def clip_tokenizer() -> Any:
     return CLIPTokenizer(vocab={p: i for i, p in enumerate(pieces)}, merges=[], model_max_length=77)
 
 
-def clip_encoder(tokenizer: Any, *, projected: bool = False, layers: int = 2, positions: int = 77) -> Any:
+def clip_encoder(
+    tokenizer: Any, *, projected: bool = False, layers: int = 2, positions: int = 77, width: int = WIDTH
+) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
+        hidden_size=width,
         intermediate_size=2 * WIDTH,
         num_hidden_layers=layers,
         num_attention_heads=2,
@@ -169,7 +171,8 @@ def stable_diffusion(folder: Path) -> Path:
     return save(folder, "StableDiffusionPipeline", {**parts, "scheduler": ddpm()})
 
 
-def sdxl(folder: Path) -> Path:
+def sdxl(folder: Path, second: int = WIDTH) -> Path:
+    """second: width of the second text encoder; single files tell the two apart by it."""
     from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 
     tokenizer = clip_tokenizer()
@@ -177,7 +180,7 @@ def sdxl(folder: Path) -> Path:
         **UNET,
         in_channels=4,
         out_channels=4,
-        cross_attention_dim=2 * WIDTH,
+        cross_attention_dim=WIDTH + second,
         transformer_layers_per_block=(1, 2),
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
@@ -187,7 +190,7 @@ def sdxl(folder: Path) -> Path:
     parts = {
         "vae": vae(scaling_factor=0.13025),
         "text_encoder": clip_encoder(tokenizer),
-        "text_encoder_2": clip_encoder(tokenizer, projected=True),
+        "text_encoder_2": clip_encoder(tokenizer, projected=True, width=second),
         "tokenizer": tokenizer,
         "tokenizer_2": tokenizer,
         "unet": unet,

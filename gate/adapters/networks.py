@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gate.errors import ConfigurationError, MissingWeightsError, UsageError
+from gate.backbones.hub import CONVERT_FILE
+from gate.backbones.whole import check_file, check_files, check_pickles, load_whole
+from gate.errors import MissingWeightsError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,15 +34,17 @@ def companion(backbone: Backbone, name: str, *, fit: str) -> str:
 def load_network(network: Any, source: str, what: str, backbone: Backbone) -> Any:
     """A network of the diffusers class `network` from a folder or the hub's cache, on the backbone's device.
 
-    Safetensors only. Raises MissingWeightsError with the command that fetches it.
+    Safetensors only. Raises MissingWeightsError with the command that fetches it, ConfigurationError where a file is
+    broken or lacks a tensor.
     """
+    options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     try:
-        net = network.from_pretrained(
-            local_folder(source), torch_dtype=backbone.dtype, use_safetensors=True, local_files_only=True
-        )
+        folder = Path(local_folder(source))
+        check_pickles(source, folder)
+        check_files(source, folder)
+        load = functools.partial(network.from_pretrained, folder, torch_dtype=backbone.dtype, **options)
+        net = load_whole(source, folder, load)
     except OSError as error:
-        for file in sorted(Path(source).expanduser().glob("*.safetensors")):
-            _check_safetensors(file)
         raise MissingWeightsError(
             f"The {what} {source} is not on this machine; {how_to_get(source)}"
         ) from error
@@ -69,7 +74,9 @@ def local_file(source: str, name: str, what: str) -> Path:
     path = Path(source).expanduser()
     file = path if path.is_file() else path / name
     if file.suffix != ".safetensors":
-        raise UsageError(f"{file.name} is not a safetensors file; pickled weights are never loaded.")
+        raise UsageError(
+            f"{file.name} is not a safetensors file; pickled weights are never loaded. {CONVERT_FILE}."
+        )
     if file.is_file():
         return file
     missing = f"The {what} {name} of {source} is not on this machine; {how_to_get(source, name)}"
@@ -85,21 +92,8 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises ConfigurationError where it is something else under that name."""
     from safetensors.torch import load_file
 
-    _check_safetensors(file)
+    check_file(str(file), file)
     return load_file(file)
-
-
-def _check_safetensors(file: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt"):
-            pass
-    except SafetensorError as error:
-        raise ConfigurationError(
-            f"{file} is cut short, or holds no safetensors, whatever its name says (pickled weights are never loaded); "
-            "fetch it again."
-        ) from error
 
 
 def how_to_get(source: str, name: str = "") -> str:

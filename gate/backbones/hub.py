@@ -15,6 +15,14 @@ INDEX = "model_index.json"
 WEIGHTS = ("diffusion_pytorch_model", "model")  # what diffusers and transformers call a part's file
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 PATIENCE = 10.0  # seconds for the hub's first answer
+CONVERT_FILE = (
+    "Convert it once, where you trust it (in Python: safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
+    "NEW_FILE))"
+)
+GGUF = (
+    "In your own loop diffusers reads them (Class.from_single_file with a GGUFQuantizationConfig, and the gguf "
+    "package), and gate.capture reads its layers; for a screening, load the pipeline's safetensors."
+)
 SMALL = ("json", "txt", "model", "jinja", "tiktoken")  # configs and vocabularies
 
 
@@ -33,15 +41,12 @@ def single_file(name: str) -> Path | None:
     path = Path(name).expanduser()
     if name.endswith(PICKLES):
         raise UsageError(
-            f"{name} is pickled; only safetensors are loaded. Convert it once, where you trust it (in Python: "
-            "safetensors.torch.save_file(torch.load(FILE, weights_only=True)['state_dict'], NEW_FILE)), or find a "
-            "converted one."
+            f"{name} is pickled; only safetensors are loaded. {CONVERT_FILE}, taking ['state_dict'] where there is "
+            "one, or find a converted one."
         )
     if name.endswith(".gguf"):
         raise UsageError(
-            f"{name} holds the quantised weights of a denoiser alone, which gate does not screen. In your own loop "
-            "diffusers reads them (Class.from_single_file with a GGUFQuantizationConfig, and the gguf package), and "
-            "gate.capture reads its layers; for a screening, load the pipeline's safetensors."
+            f"{name} holds the quantised weights of a denoiser alone, which gate does not screen. {GGUF}"
         )
     if not name.endswith(".safetensors"):
         return None
@@ -223,7 +228,12 @@ def _weight_files(folder: Path) -> list[str]:
     """The weights that a part's folder should hold, by its index of shards where there is one."""
     for stem in WEIGHTS:
         for shards in sorted(folder.glob(f"{stem}.safetensors.index*.json")):
-            return sorted(set(json.loads(shards.read_text(encoding="utf-8"))["weight_map"].values()))
+            listed = read_config(str(folder.parent), shards).get("weight_map")
+            if not isinstance(listed, dict):
+                raise ConfigurationError(
+                    f"{folder.name}/{shards.name} of {folder.parent} has no weight_map; fetch that file again."
+                )
+            return sorted(set(listed.values()))
     for stem in WEIGHTS:
         for middle in ("", ".fp16"):
             if (folder / f"{stem}{middle}.safetensors").is_file():

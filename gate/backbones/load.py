@@ -69,7 +69,8 @@ def load_backbone(
     """
     from gate.backbones.families import find_family
     from gate.backbones.index import part_names
-    from gate.backbones.parts import load_parts, load_single_file
+    from gate.backbones.parts import load_parts
+    from gate.backbones.single import load_single_file
     from gate.backbones.whole import check_nulls, check_pickles
 
     check_name(name, revision=revision, pipeline=pipeline)

@@ -53,15 +53,13 @@ def print_plan(config: ScreenConfig, format: Format) -> None:
 
 
 def _row(name: str, technique: Any, config: ScreenConfig, images: int, levels: int) -> dict[str, Any]:
-    """Passes: the clean one of an image, and one per timestep and seed. Calls: theirs and those of reconstructions."""
-    cost = technique.cost
-    noised = images * levels * (1 if technique.seedless else config.seeds)
-    drawn = min(config.image_samples, images) * config.image_steps
-    calls = images * (1 + cost.per_image) + noised * cost.per_pass + drawn * (cost.per_pass - cost.start)
+    from gate.screening.cost import declared
+
+    told = declared(technique, config, images, levels)
     return {
         "name": name,
-        "calls_per_image": cost.total,
-        "passes": images + noised,
-        "calls": round(calls),
+        "calls_per_image": technique.cost.total,
+        "passes": told.passes,
+        "calls": told.calls,
         "needs": sorted(technique.needs),
     }

@@ -18,7 +18,8 @@ class FitConfig(BaseModel):
     T2I-Adapter is shown. token, vectors: the word of a textual inversion, "" for the output folder's name, and how many
     vectors it has. smoothness: weight of smooth-lora's penalty. shared_below, shared_intervals: below this timestep the
     denoiser learns under one timestep condition per interval (E-TSDM; 0: under its own). check_every: steps between two
-    looks at the held-out images, each of which writes a checkpoint.
+    looks at the held-out images, each of which writes a checkpoint. dtype: of the backbone; what is learned is float32
+    all the same.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -54,6 +55,16 @@ class FitConfig(BaseModel):
     def _meant(cls, value: str | None) -> str | None:
         if value is not None and not value.strip():
             raise ValueError("it is empty; give a value, or leave it out")
+        return value
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _learnable(cls, value: Any) -> Any:
+        if value == "float16":
+            raise ValueError(
+                "gradients fall below the least number of float16, and nothing here scales them up; choose float32 or "
+                "bfloat16"
+            )
         return value
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,16 +104,29 @@ def _fit(config: FitConfig, folder: Path, progress: Progress, log: Log) -> Fitte
     material = _material(config, backbone)
     trainer = create_trainer(config, backbone, material.samples)
     try:
+        with torch.no_grad():
+            for parameter in trainer.parameters:
+                parameter.data = parameter.data.float()
         steps = config.steps or trainer.steps
         log(
             f"{config.name} for {backbone.name} ({backbone.device}): {len(material.trained)} images to learn from, "
             f"{len(material.held_out)} held out, {steps} steps of {config.batch_size}, "
             + ", ".join(f"{k} {v:g}" for k, v in trainer.facts().items())
         )
-        course = _train(trainer, backbone, material, config, steps, folder, progress, log)
-        return Fitted(folder, write_report(trainer, backbone, material, config, course, folder))
+        with _precision(backbone):
+            course = _train(trainer, backbone, material, config, steps, folder, progress, log)
+            return Fitted(folder, write_report(trainer, backbone, material, config, course, folder))
     finally:
         trainer.release()
+
+
+def _precision(backbone: Backbone) -> AbstractContextManager[Any]:
+    """Autocast where the backbone is in half precision: what is learned stays float32, or small steps would round away.
+
+    Without its cache, which would keep the cast of a weight that an optimiser's step has changed since.
+    """
+    half = backbone.dtype == torch.bfloat16
+    return torch.autocast(backbone.device.type, torch.bfloat16, enabled=half, cache_enabled=False)
 
 
 def _folder(config: FitConfig, resume: bool) -> Path:

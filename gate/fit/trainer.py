@@ -43,8 +43,10 @@ def create_trainer(config: FitConfig, backbone: Backbone, samples: SampleSet) ->
         )
     told: Any = backbone.denoiser.config
     beside = int(told["in_channels"]) - int(told["out_channels"])
-    if beside or told.get("time_cond_proj_dim"):
-        what = "is given an image beside the latent" if beside else "is distilled, with guidance as an input"
+    if beside > 0 or told.get("time_cond_proj_dim"):  # more out than in: variances
+        what = (
+            "is given an image beside the latent" if beside > 0 else "is distilled, with guidance as an input"
+        )
         raise ConfigurationError(
             f"gate fit trains UNets of latent, time and text; that of {backbone.name} {what}. Fit on the model that it "
             "was made from: its LoRA is screened here all the same."

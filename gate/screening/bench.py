@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from gate.screening.shelf import Shelf
 from gate.technique import Technique
 
 Log = Callable[[str], None]
+Paced = Callable[[Backbone, int, float], None]  # backbone, images, seconds of a vanilla call on one of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +124,13 @@ class Bench:
         )
 
 
-def open_bench(config: ScreenConfig, *, scratch: Path | None = None, log: Log = lambda _: None) -> Bench:
+def open_bench(
+    config: ScreenConfig,
+    *,
+    scratch: Path | None = None,
+    log: Log = lambda _: None,
+    paced: Paced = lambda *_: None,
+) -> Bench:
     """The bench of a configuration, and of nothing else: whoever has the configuration can make the same one.
 
     Noise levels become timesteps of the schedule. Raises UsageError, ConfigurationError, MissingWeightsError.
@@ -151,7 +159,7 @@ def open_bench(config: ScreenConfig, *, scratch: Path | None = None, log: Log = 
     probes = [
         p for p in select_plugins("probe", config.probes) if _served(p, backbone, samples, config.probes, log)
     ]
-    return prepare(backbone, samples, config, metrics, probes, scratch=scratch, log=log)
+    return prepare(backbone, samples, config, metrics, probes, scratch=scratch, log=log, paced=paced)
 
 
 def prepare(
@@ -163,8 +171,11 @@ def prepare(
     *,
     scratch: Path | None = None,
     log: Log = lambda _: None,
+    paced: Paced = lambda *_: None,
 ) -> Bench:
     """Latents, folds and the vanilla reference at t = 0, once for all techniques.
+
+    paced: is told the pace of the reference pass while it runs, once it is known.
 
     Where memory runs out in the reference pass, its batch is halved, and the techniques begin with what was left of it.
     """
@@ -176,7 +187,7 @@ def prepare(
     folds = make_folds(samples, n_folds=config.folds, seed=config.seed) if probes else None
     plan = Plan(backbone, Technique(), samples, (), (), layers, size, x0, clean=True)
     size, reference = halving(
-        lambda rows: (rows, _reference(dataclasses.replace(plan, batch_size=rows), scratch)),
+        lambda rows: (rows, _reference(dataclasses.replace(plan, batch_size=rows), scratch, paced)),
         size,
         "the reference pass",
         "use a smaller --image-size, --dtype float16 or --offload",
@@ -200,19 +211,23 @@ def prepare(
     )
 
 
-def _reference(plan: Plan, scratch: Path | None) -> Reference:
-    """Every clean pass of the plain backbone, onto shelves."""
+def _reference(plan: Plan, scratch: Path | None, paced: Paced) -> Reference:
+    """Every clean pass of the plain backbone, onto shelves. The second batch tells the pace: the first one warms up."""
     n = len(plan.samples)
     reference = Reference(
         Shelf(n, folder=scratch),
         Shelf(n, folder=scratch),
         {layer: Shelf(n, folder=scratch) for layer in plan.layers},
     )
+    began, told = time.perf_counter(), min(n, 2 * plan.batch_size)
     for passed in stream(plan):
         reference.prediction.put(passed.rows, passed.response.prediction)
         reference.x0.put(passed.rows, passed.response.x0)
         for layer, feature in passed.response.features.items():
             reference.features[layer].put(passed.rows, feature)
+        if passed.rows.stop == told:
+            paced(plan.backbone, n, (time.perf_counter() - began) / (passed.rows.stop - passed.rows.start))
+        began = time.perf_counter()
     return reference
 
 

@@ -33,6 +33,7 @@ from gate.runs.states import STATES, joined
 from gate.sample import reasons
 from gate.screening.attempt import VANILLA
 from gate.screening.config import ScreenConfig, make_config
+from gate.screening.cost import beforehand
 from gate.screening.outcome import Interrupted, Log, Screening, draw
 from gate.screening.samples import check_inputs
 from gate.screening.workers import attempts, choose_workers
@@ -119,7 +120,12 @@ def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) ->
 
     select_plugins("metric", config.metrics)  # refused before the backbone is loaded
     select_plugins("probe", config.probes)
-    bench = open_bench(config, scratch=folder / "parts", log=log)
+
+    def paced(backbone: Any, images: int, seconds: float) -> None:
+        told = config.model_copy(update={"timesteps": config.levels(backbone.schedule)})
+        log(beforehand(backbone, names, told, images, seconds))
+
+    bench = open_bench(config, scratch=folder / "parts", log=log, paced=paced)
     backbone, samples, config = bench.backbone, bench.samples, bench.config
     if samples.skipped:
         found = len(samples) + len(samples.skipped)

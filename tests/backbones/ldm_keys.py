@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 RESNET = {
@@ -18,6 +19,8 @@ RESNET = {
 UNET_HEADS = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
@@ -74,4 +77,41 @@ def vae_keys(state: Mapping[str, Tensor], *, blocks: int) -> dict[str, Tensor]:
         if ".attn_1." in new and value.ndim == 2:
             value = value[:, :, None, None]
         renamed[f"first_stage_model.{new}"] = value
+    return renamed
+
+
+def clip_keys(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A CLIPTextModel's weights as older transformers named them, behind a prefix."""
+    head = "" if next(iter(state)).startswith("text_model.") else "text_model."
+    return {f"{prefix}{head}{key}": value for key, value in state.items()}
+
+
+OPEN_CLIP = {
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "final_layer_norm.": "ln_final.",
+    "encoder.layers.": "transformer.resblocks.",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+def open_clip_keys(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A CLIPTextModelWithProjection's weights as OpenCLIP names them: q, k and v stacked, the projection turned."""
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        new = key.removeprefix("text_model.")
+        for name, original in OPEN_CLIP.items():
+            new = new.replace(name, original)
+        if key == "text_projection.weight":
+            new, value = "text_projection", value.T.contiguous()
+        if ".self_attn.q_proj." in key:
+            value = torch.cat([state[key.replace("q_proj", f"{part}_proj")] for part in "qkv"])
+            new = new.replace("self_attn.q_proj.", "attn.in_proj_")
+        elif "_proj." in key and ".self_attn." in key and "out_proj" not in key:
+            continue
+        renamed[f"{prefix}{new}"] = value
     return renamed

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from ldm_keys import unet_keys, vae_keys
 from small_pipelines import build, byte_tokenizer
 from typer.testing import CliRunner
 
@@ -212,35 +211,6 @@ def test_a_gated_model_names_its_licence_page(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(HfApi, "model_info", raising(RevisionNotFoundError))
     with pytest.raises(UsageError, match="no revision 'v9'"):
         hub.fetch("someone/model", "v9")
-
-
-def test_a_single_file_is_its_pipeline(tmp_path: Path) -> None:
-    """The same weights in one file give the same bits: keys as diffusers names them, the text encoder's as LDM's."""
-    from safetensors.torch import load_file, save_file
-
-    folder = build("unet", tmp_path / "pipeline")
-    state = unet_keys(load_file(folder / "unet" / "diffusion_pytorch_model.safetensors"), blocks=2, resnets=1)
-    state |= vae_keys(load_file(folder / "vae" / "diffusion_pytorch_model.safetensors"), blocks=3)
-    text = load_file(folder / "text_encoder" / "model.safetensors")
-    head = "" if next(iter(text)).startswith("text_model.") else "text_model."
-    state |= {f"cond_stage_model.transformer.{head}{key}": value for key, value in text.items()}
-    save_file(state, tmp_path / "one.safetensors")
-    one, many = (
-        gate.load_backbone(str(path), device="cpu", dtype="float32", pipeline=str(folder))
-        for path in (tmp_path / "one.safetensors", folder)
-    )
-    for part, module in many.components.items():
-        theirs = one.components[part].state_dict()
-        assert all(torch.equal(value, theirs[key]) for key, value in module.state_dict().items())
-    assert len(one.fingerprint()) == 16 and one.family == many.family == "unet"
-
-
-def test_a_single_file_that_says_nothing_is_refused(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file({"x": torch.zeros(1)}, tmp_path / "odd.safetensors")
-    with pytest.raises((UsageError, MissingWeightsError), match="--pipeline|gate download"):
-        gate.load_backbone(str(tmp_path / "odd.safetensors"))
 
 
 def test_download_and_doctor_say_what_to_do(

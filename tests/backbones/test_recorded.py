@@ -155,6 +155,17 @@ def test_a_proof_fails_where_the_backbone_is_not_the_pipeline(
     assert prove(backbone).prediction > 1e-4
 
 
+def count_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Qwen-Image's pipeline counts the template's tokens by heart, of the real vocabulary."""
+
+    def counted(*given: Any) -> Any:
+        pipeline = own_pipeline(*given)
+        pipeline.prompt_template_encode_start_idx = len(pipeline.tokenizer(BEFORE).input_ids)
+        return pipeline
+
+    monkeypatch.setattr(proof_module, "own_pipeline", counted)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_give_what_their_pipelines_own_steps_give(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -162,14 +173,8 @@ def test_families_give_what_their_pipelines_own_steps_give(
     backbone = gate.load_backbone(
         str(build(family, tmp_path)), device="cpu", dtype="float32", image_size=FAMILY_SIZES.get(family)
     )
-    if family == "qwen-image":  # its pipeline counts the template's tokens by heart, of the real vocabulary
-
-        def counted(*given: Any) -> Any:
-            pipeline = own_pipeline(*given)
-            pipeline.prompt_template_encode_start_idx = len(pipeline.tokenizer(BEFORE).input_ids)
-            return pipeline
-
-        monkeypatch.setattr(proof_module, "own_pipeline", counted)
+    if family == "qwen-image":
+        count_template(monkeypatch)
     proof = prove(backbone)
     assert backbone.family == family and min(level.largest for level in proof.levels) > 0.1
     assert proof.prediction <= CLOSE.get(family, 0.0) and proof.noise <= 2e-3

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from small_pipelines import build
 
 import gate
-from gate.adapters.merge import refuse_lycoris
 from gate.backbones.whole import check_nulls
 from gate.errors import ConfigurationError, GateError
 
@@ -57,9 +56,35 @@ def _pickled(model: Path) -> None:
     (model / UNET).rename((model / UNET).with_suffix(".bin"))
 
 
-def _no_encoder(model: Path) -> None:
-    index = json.loads((model / "model_index.json").read_text())
-    (model / "model_index.json").write_text(json.dumps({**index, "text_encoder": [None, None]}))
+def _null(part: str) -> Callable[[Path], None]:
+    def damage(model: Path) -> None:
+        index = json.loads((model / "model_index.json").read_text())
+        (model / "model_index.json").write_text(json.dumps({**index, part: [None, None]}))
+
+    return damage
+
+
+def _written(file: str, text: str) -> Callable[[Path], None]:
+    def damage(model: Path) -> None:
+        (model / file).write_text(text, encoding="utf-8")
+
+    return damage
+
+
+def _shards(text: str) -> Callable[[Path], None]:
+    def damage(model: Path) -> None:
+        (model / UNET).unlink()
+        (model / UNET).with_name(f"{UNET.name}.index.json").write_text(text, encoding="utf-8")
+
+    return damage
+
+
+def _quantised(model: Path) -> None:
+    (model / UNET).rename((model / UNET).with_suffix(".gguf"))
+
+
+def _no_words(model: Path) -> None:
+    (model / "tokenizer" / "tokenizer.json").unlink()
 
 
 BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -72,7 +97,25 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "a file is cut": (_cut, r"unet/diffusion_pytorch_model\.safetensors of .* is cut short.*fetch"),
     "a config is no JSON": (_scheduler_broken, r"scheduler/scheduler_config\.json of .* is no JSON.*fetch"),
     "weights are pickled": (_pickled, r"unet/diffusion_pytorch_model\.bin.*use_safetensors=False"),
-    "an encoder is null": (_no_encoder, r"has no text_encoder \(null in its model_index\.json\)"),
+    "an encoder is null": (_null("text_encoder"), r"has no text_encoder \(null in its model_index\.json\)"),
+    "a VAE is null": (_null("vae"), r"has no vae \(null.*images become latents by it; take that folder"),
+    "a scheduler is null": (_null("scheduler"), r"has no scheduler \(null.*noise levels are read by it"),
+    "a config is not the class's": (
+        _written("text_encoder/config.json", '{"hidden_size": "x"}'),
+        r"text_encoder of .* do not fit its config: .*hidden_size.*config\.json beside it",
+    ),
+    "a tokenizer is no JSON": (
+        _written("tokenizer/tokenizer.json", "{"),
+        r"tokenizer/tokenizer\.json .*no JSON",
+    ),
+    "a tokenizer lacks its words": (_no_words, r"tokenizer of .* has no vocabulary .*tokenizer\.json.*fetch"),
+    "a list of shards is no JSON": (_shards("{"), r"unet/.*index\.json of .* is no JSON"),
+    "a list of shards lists none": (_shards("{}"), r"unet/.*index\.json of .* has no weight_map; fetch"),
+    "weights are a pointer": (
+        _written(str(UNET), "version https://git-lfs.github.com/spec/v1"),
+        "is cut short, or is no safetensors",
+    ),
+    "weights are quantised": (_quantised, r"unet of .* is quantised \(unet/.*\.gguf\).*from_single_file"),
 }
 
 
@@ -102,17 +145,3 @@ def test_a_null_that_a_pipeline_does_without_is_none() -> None:
     )
     with pytest.raises(ConfigurationError, match="no tokenizer_2"):
         check_nulls("sdxl", {"tokenizer": have, "tokenizer_2": null})
-
-
-@pytest.mark.parametrize(
-    ("key", "kind"),
-    [("m.hada_w1_a", "LoHa"), ("m.lokr_w1", "LoKr"), ("m.oft_blocks", "OFT"), ("m.lora_down.weight", "")],
-)
-def test_other_decompositions_than_lora_s_are_named(key: str, kind: str, tmp_path: Path) -> None:
-    file = tmp_path / "lora.safetensors"
-    save_file({key: torch.zeros(2, 2)}, file)
-    if not kind:
-        refuse_lycoris("it", file)
-        return
-    with pytest.raises(ConfigurationError, match=f"is a {kind}, not a LoRA.*[Mm]erge"):
-        refuse_lycoris("it", file)

@@ -133,7 +133,7 @@ def test_a_rate_that_explodes_does_not_block_the_corrected_command(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--dtype", "float16"], "'dtype' is wrong: input should be 'float32' or 'bfloat16', got 'float16'"),
+        (["--dtype", "float16"], "'dtype' is wrong: gradients fall below the least number of float16"),
         (["--seed", "-1"], "'seed' is wrong"),
         (["--images", ""], "'images' is wrong: it is empty"),
         (["--images", "photos"], "--images DIR, or a named data set"),

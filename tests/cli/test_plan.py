@@ -49,12 +49,12 @@ def test_passes_and_calls_follow_from_what_is_declared(here: Path) -> None:
 
 
 def test_reconstructions_are_counted_without_what_starts_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gate.cli.plan import _row
     from gate.screening.config import ScreenConfig
+    from gate.screening.cost import declared
 
     monkeypatch.setattr(Technique, "cost", Cost(per_image=2, per_pass=3, start=1))
-    row = _row("x", Technique(), ScreenConfig(samples=8, seeds=1, image_samples=2, image_steps=4), 8, 1)
-    assert row["calls"] == 8 * (1 + 2) + 8 * 3 + 2 * 4 * 2
+    told = declared(Technique(), ScreenConfig(samples=8, seeds=1, image_samples=2, image_steps=4), 8, 1)
+    assert told.calls == 8 * (1 + 2) + 8 * 3 + 2 * 4 * 2
 
 
 def test_of_a_folder_as_many_images_as_there_are(here: Path) -> None:

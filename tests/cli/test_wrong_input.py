@@ -172,7 +172,7 @@ def test_a_class_conditioned_backbone_is_refused(here: Path) -> None:
     config = UNet2DConditionModel.load_config(EMBEDDED / "unet")
     UNet2DConditionModel.from_config(config, num_class_embeds=3).save_pretrained(here / "model" / "unet")
     said = refused(["screen", *FAST, "--backbone", "model", "--output", "run"], code=3)
-    assert "needs a class for every image" in said and not (here / "run").exists()
+    assert "needs a class or a noise level for every image" in said and not (here / "run").exists()
 
 
 def test_weights_that_are_nowhere_have_the_code_of_missing_weights(here: Path) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from small_pipelines import build
 
+import gate
+from gate.data import load_data
 from gate.errors import UsageError
 from gate.passes import single_pass
 from gate.registry import create_technique
@@ -68,3 +74,46 @@ def test_blocks_without_it_built_in_are_hooked_to_the_same(
     assert not torch.equal(hooked["up3"], features("", batch)["up3"])
     for layer in LAYERS:
         torch.testing.assert_close(hooked[layer], built_in[layer], rtol=1e-5, atol=1e-5)
+
+
+FAMILIES = ("sdxl", "kolors", "pixel-unet", "unconditional")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_unet_with_skips_is_served(family: str, tmp_path: Path) -> None:
+    """What the first resnet of the first up block works on: half of the backbone's channels times b, the skip's
+    four lowest frequencies times s (Si et al. 2023, Eq. 3 to 5)."""
+    backbone: Any = gate.load_backbone(str(build(family, tmp_path)), device="cpu", dtype="float32")
+    batch = backbone.batch(load_data("scenes-held-out", n=1, size=backbone.image_size).samples)
+    seen: list[torch.Tensor] = []
+    blocks = list(backbone.denoiser.up_blocks)[:2]
+    for block in blocks:
+        block.resnets[0].norm1.register_forward_pre_hook(
+            lambda _, args: seen.append(args[0].detach().clone())
+        )
+    technique = create_technique("freeu", s1=0.9, s2=0.2, b1=1.5, b2=1.6)
+    technique.check(backbone, batch.samples)
+    before = {key: value.clone() for key, value in backbone.denoiser.state_dict().items()}
+    with torch.no_grad(), technique.attach(backbone):
+        single_pass(technique, batch.request(50, 0), ()).prediction.sum()
+    first, second = seen
+    seen.clear()
+    with torch.no_grad():
+        plain = single_pass(Technique(), batch.request(50, 0), ()).prediction
+    width = backbone.denoiser.config.block_out_channels[-1]
+    torch.testing.assert_close(first, _by_hand(seen[0], width, 1.5, 0.9), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(second, seen[1])
+    with torch.no_grad():
+        again = single_pass(Technique(), batch.request(50, 0), ()).prediction
+    assert torch.equal(plain, again)
+    assert all(torch.equal(value, before[key]) for key, value in backbone.denoiser.state_dict().items())
+
+
+def _by_hand(both: torch.Tensor, width: int, b: float, s: float) -> torch.Tensor:
+    hidden, skip = both[:, :width].clone(), both[:, width:]
+    hidden[:, : width // 2] *= b
+    spectrum = torch.fft.fftn(skip, dim=(-2, -1))
+    low = [torch.fft.fftfreq(n, 1 / n).round() for n in skip.shape[-2:]]
+    inside = [(frequency == 0) | (frequency == -1) for frequency in low]
+    spectrum = spectrum * torch.where(inside[0][:, None] & inside[1][None], s, 1.0)
+    return torch.cat([hidden, torch.fft.ifftn(spectrum, dim=(-2, -1)).real], dim=1)

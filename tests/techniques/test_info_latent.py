@@ -16,7 +16,7 @@ from gate.adapters.formats import INFO_LATENT_FILE
 from gate.adapters.info_latent import CODE, InfoLatent, joined, mmd_to_normal, time_embedder
 from gate.backbone import Backbone
 from gate.data import load_data
-from gate.errors import UnsuitableError
+from gate.errors import ConfigurationError, UnsuitableError
 from gate.fit import fit, make_fit_config
 from gate.passes import single_pass
 from gate.registry import create_technique
@@ -83,7 +83,7 @@ def test_without_weights_it_says_how_to_fit_some(tmp_path: Path) -> None:
     file = tmp_path / "other" / INFO_LATENT_FILE
     file.parent.mkdir()
     save_file({"x": torch.zeros(2)}, file)
-    with pytest.raises(UnsuitableError, match="is no info-latent for"):
+    with pytest.raises(ConfigurationError, match="is no info-latent for"):
         create_technique("info-latent", weights=str(file)).check(backbone, samples)
 
 

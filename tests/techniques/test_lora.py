@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from gate.adapters.merge import lora_weights
 from gate.backbone import Backbone
@@ -161,6 +162,59 @@ def test_missing_and_wrong_weights_are_one_sentence(
     for source, error, text in cases:
         with pytest.raises(error, match=text), create_technique("lora", weights=source).attach(tiny):
             pass
+
+
+def _halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    lost = next(key for key in state if "lora_up" in key or "lora_B" in key)
+    return {key: value for key, value in state.items() if key != lost}
+
+
+def _elsewhere(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    one = next(key for key in state if "lora_down" in key or "lora_A" in key)
+    key = one.replace("up_blocks", "no_blocks").replace("down_blocks", "no_blocks")
+    other = key.replace("lora_down", "lora_up").replace("lora_A", "lora_B")
+    return {**state, key: state[one].clone(), other: state[one].T.contiguous()}
+
+
+def _bent(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**state, next(key for key in state if "lora_up" in key or "lora_B" in key): torch.zeros(2, 2)}
+
+
+@pytest.mark.parametrize("layout", [kohya_layout, diffusers_layout])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_halved, r"lora_up.*missing; fetch it again|lacks unet.*lora_B.*fetch it again"),
+        (_elsewhere, r"has weights for no.blocks.*, which the unet of tiny does not have.*another backbone"),
+        (_bent, r"is no LoRA for tiny: size mismatch for .*attn"),
+    ],
+)
+def test_a_broken_lora_is_one_sentence_and_nothing_of_it_is_left_out(
+    tiny: Backbone, tmp_path: Path, layout: Any, damage: Any, said: str
+) -> None:
+    file = tmp_path / "style.safetensors"
+    layout(tiny, file)
+    save_file(damage(load_file(file)), file)
+    before = {key: value.clone() for key, value in tiny.denoiser.state_dict().items()}
+    with pytest.raises(ConfigurationError, match=said):
+        lora_weights(tiny, str(file), "", 1.0)
+    assert all(torch.equal(value, before[key]) for key, value in tiny.denoiser.state_dict().items())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5])
+def test_a_cut_lora_is_said_to_be_one(tiny: Backbone, tmp_path: Path, share: float) -> None:
+    file = tmp_path / "style.safetensors"
+    kohya_layout(tiny, file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ConfigurationError, match=r"style\.safetensors.* is cut short.*fetch that file again"):
+        lora_weights(tiny, str(file), "", 1.0)
+
+
+def test_a_pickled_lora_says_how_it_is_converted(tiny: Backbone, tmp_path: Path) -> None:
+    (tmp_path / "pytorch_lora_weights.bin").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"pickled weights \(pytorch_lora_weights\.bin\).*save_file"):
+        lora_weights(tiny, str(tmp_path), "", 1.0)
 
 
 def test_the_module_that_a_lora_s_metadata_names_is_not_imported(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gate.backbone import LayerInfo
 from gate.backbones.activations import capture
-from gate.backbones.beside import Extra
+from gate.backbones.beside import Extra, refuse_classes
 from gate.backbones.hush import hushed
 from gate.backbones.index import part_of
 from gate.backbones.layers import layer_paths
@@ -59,7 +59,8 @@ class Recorded(PipelineBackbone):
 
     @classmethod
     def accepts(cls, name: str, index: Mapping[str, Any], config: Mapping[str, Any]) -> Extra:
-        """What its denoiser is given besides the latent its pipeline gives; it is recorded, whatever it is."""
+        """Nothing by its config, where a denoiser may count channels under any name: its call is recorded with all."""
+        refuse_classes(name, index, config, labels=False)
         return ""
 
     def __init__(
@@ -71,8 +72,8 @@ class Recorded(PipelineBackbone):
         refuse_several(name, index)
         self.pipeline = own_pipeline(name, index, parts)
         known = words_of(cls)
-        takes = "text" if "prompt" in known else "classes" if "class_labels" in known else "unconditional"
-        self.traits = frozenset({takes})  # type: ignore[misc]
+        classes = {"unconditional", "classes"} if "class_labels" in known else {"unconditional"}
+        self.traits = frozenset({"text"} if "prompt" in known else classes)  # type: ignore[misc]
         super().__init__(name, source, index, parts, **options)
 
     # what the rehearsal says
