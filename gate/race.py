@@ -24,7 +24,10 @@ Array = npt.NDArray[np.float64]
 # How much errors differ between class prompts along the schedule, and how alike two copies of one image are: read off
 # 80 scenes of tiny's trained art. They only shape when a candidate goes, never which of two sums is smaller.
 PLACES, SPREAD = (0.0, 0.35, 0.7, 0.85, 1.0), (0.85, 1.4, 0.85, 0.4, 0.1)
-ALIKE, REACH = 0.55, 0.5  # correlation of neighbouring copies; share of the schedule over which it falls to 1/e
+ALIKE, REACH = (
+    0.55,
+    0.5,
+)  # correlation of neighbouring copies; share of the schedule over which it falls to 1/e
 
 
 @functools.cache

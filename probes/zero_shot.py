@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 SMALLEST = 8  # rows that go through at once, where a batch is smaller
-POSITIONS = 8192  # of a latent, in as many rows as small ones may go through at once: a third less time on a CPU
+POSITIONS = (
+    8192  # of a latent, in as many rows as small ones may go through at once: a third less time on a CPU
+)
 
 
 class ZeroShot(Probe):
@@ -43,7 +45,9 @@ class ZeroShot(Probe):
     reads = "passes"
     once = True
     standard = False
-    unlisted = "it takes about 76 denoiser calls an image and technique among 14 classes; name it to measure it"
+    unlisted = (
+        "it takes about 76 denoiser calls an image and technique among 14 classes; name it to measure it"
+    )
 
     def __init__(
         self,

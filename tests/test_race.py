@@ -51,7 +51,9 @@ def test_it_drops_who_is_far_behind_and_each_row_by_itself() -> None:
 
 def test_a_factor_and_what_all_candidates_share_change_nothing() -> None:
     errors = table(6, 9)
-    shared = errors * torch.rand(6, 1, 1, dtype=torch.float64).add(1) + torch.rand(6, 1, 8, dtype=torch.float64)
+    shared = errors * torch.rand(6, 1, 1, dtype=torch.float64).add(1) + torch.rand(
+        6, 1, 8, dtype=torch.float64
+    )
     plain, moved = [], []  # type: tuple[Asked, Asked]
     assert race(6, 9, 8, 1.5, racing(errors, plain)) == race(6, 9, 8, 1.5, racing(shared, moved))
     assert plain == moved
