@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_what_is_left_is_foretold_as_the_conditional_normal_law_says() -> None:
 
 def test_the_more_is_seen_the_less_is_left_and_in_the_end_nothing() -> None:
     left = [foresight(16, made).sd for made in range(1, 17)]
-    assert all(a > b for a, b in zip(left, left[1:], strict=False)) and left[-1] == 0
+    assert all(a > b for a, b in itertools.pairwise(left)) and left[-1] == 0
     assert foresight(16, 16).weights.tolist() == [1] * 16
 
 

@@ -1,4 +1,4 @@
-"""What the related systems bring that has no family test of its own, on small random pipelines: SDXL and a transformer."""
+"""What the related systems bring that has no family test of its own, on a small random SDXL and a transformer."""
 
 from __future__ import annotations
 
