@@ -46,7 +46,7 @@ class ZeroShot(Probe):
     once = True
     standard = False
     unlisted = (
-        "it takes about 76 denoiser calls an image and technique among 14 classes; name it to measure it"
+        "it takes about 85 denoiser calls an image and technique among 14 classes; name it to measure it"
     )
 
     def __init__(
