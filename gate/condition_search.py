@@ -7,7 +7,6 @@ candidates dropped between stages (Alg. 1). This module imports no torch, so tha
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 Stages = tuple[tuple[int, int], ...]
 Loss = Literal["l2", "l1", "huber"]
-MOST_TELLING = 0.38  # of the schedule: on tiny, where the errors of class prompts spread most
 NOISE = 1 << 48  # far from the noise seeds of a screen, which must not choose the conditions
 
 
@@ -86,53 +84,6 @@ def search(rows: int, candidates: int, stages: Stages, error: Callable[[Tensor, 
         order = total.gather(1, alive).argsort(dim=1, stable=True)[:, :keep]
         alive = alive.gather(1, order).sort(dim=1).values
     return alive[:, 0].tolist()
-
-
-def race_order(copies: int) -> list[int]:
-    """Copies by how near they lie to MOST_TELLING of the schedule: where conditions differ most comes first."""
-    return sorted(range(copies), key=lambda copy: abs((copy + 0.5) / copies - MOST_TELLING))
-
-
-def race(
-    rows: int,
-    candidates: int,
-    copies: int,
-    strictness: float,
-    error: Callable[[list[int], list[int], int], Tensor],
-) -> list[int]:
-    """As `search`, but a row drops a candidate as soon as it cannot be expected to catch up (ours).
-
-    error: (rows, their candidates, both (m,), copy) -> (m,) float64. After each copy but the first, a candidate goes
-    that lies more than strictness * s * sqrt(copies left) behind the best: s is the standard deviation, over the copies
-    seen and all that are left, of the difference to the best. Each row decides by its own errors alone; strictness inf
-    is the exhaustive argmin. Ties go to the first.
-    """
-    import torch
-
-    alive = [list(range(candidates)) for _ in range(rows)]
-    seen = torch.zeros(rows, candidates, copies, dtype=torch.float64)
-    order = race_order(copies)
-    for made, copy in enumerate(order, start=1):
-        pairs = [(row, c) for row in range(rows) if len(alive[row]) > 1 for c in alive[row]]
-        if not pairs:
-            break
-        which, whom = [row for row, _ in pairs], [c for _, c in pairs]
-        seen[which, whom, copy] = error(which, whom, copy)
-        for row in dict.fromkeys(which):
-            alive[row] = _still_in(seen[row][:, order[:made]], alive[row], copies - made, strictness)
-    return [kept[int(seen[row, kept].sum(dim=1).argmin())] for row, kept in enumerate(alive)]
-
-
-def _still_in(seen: Tensor, alive: list[int], left: int, strictness: float) -> list[int]:
-    """Those of a row's candidates that can still win. seen: (candidates, m) errors of the copies so far."""
-    made = seen.shape[1]
-    if made < 2 or not left or strictness == math.inf:
-        return alive
-    mine = seen[alive]
-    behind = mine - mine[int(mine.sum(dim=1).argmin())]
-    spread = (behind - behind.mean(dim=1, keepdim=True)).square().sum() / ((len(alive) - 1) * (made - 1))
-    margin = strictness * float(spread.sqrt()) * left**0.5
-    return [c for c, total in zip(alive, behind.sum(dim=1).tolist(), strict=True) if total <= margin]
 
 
 def condition_error(schedule: NoiseSchedule, prediction: Tensor, request: Request, loss: Loss) -> Tensor:

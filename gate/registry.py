@@ -144,12 +144,14 @@ def _matches(pattern: str) -> list[str]:
 def select_plugins(kind: Literal["probe", "metric"], names: Iterable[str]) -> list[Any]:
     """Instances of the named probes or metrics, in the order given.
 
-    "all" is every one that loads, "standard" those of them that are measured unasked.
+    "all" is every one that loads and is not too dear for it (`unlisted`), "standard" those of them that are measured
+    unasked.
     """
     wanted = list(names)
     if wanted in (["all"], ["standard"]):
         every = wanted == ["all"]
-        wanted = [n for n, p in plugins(kind).items() if p.cls is not None and (every or p.cls.standard)]
+        known = ((name, plugin.cls) for name, plugin in plugins(kind).items())
+        wanted = [n for n, cls in known if cls and (cls.standard or (every and not cls.unlisted))]
     chosen = []
     for name in wanted:
         claim = find_claim(kind, name)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gate.errors import ConfigurationError, UsageError
+from gate.intervals import check_intervals
 from gate.schedulers import flow_tables, tables
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction", "preconditioned"]
@@ -266,8 +267,7 @@ def shared_timestep(t: Tensor, threshold: int = 100, intervals: int = 5) -> Tens
     t: any shape; integer timesteps, or T sigma of flow models. intervals: equally long ones below the threshold; as
     many as the threshold leave integers as they are. Raises ValueError where they do not divide it.
     """
-    if threshold < 1 or intervals < 1 or threshold % intervals:
-        raise ValueError(f"intervals must divide threshold, both 1 or more; got {intervals} and {threshold}.")
+    check_intervals(threshold, intervals)
     return (t - t % (threshold // intervals)).where(t < threshold, t)
 
 

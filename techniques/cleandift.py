@@ -34,6 +34,7 @@ class CleanDift(TakesFile):
     name = "cleandift"
     summary = "Clean latents through a denoiser that was fine-tuned for them."
     source = "Stracke et al. 2024 (arXiv 2412.03439), section 3"
+    families = frozenset({"text", "unconditional"})
     leak = "the input's own latent goes in without noise"
     replaces_latent = True
     seedless = True
@@ -50,7 +51,7 @@ class CleanDift(TakesFile):
         return clean.with_(features=request.features, residuals=request.residuals)
 
     def _load(self, backbone: Backbone) -> dict[str, Tensor]:
-        """{"unet.path": tensor} of the whole denoiser."""
+        """{"unet.path": tensor} of the whole denoiser, under the name that the pipeline has for it."""
         if self._state is None:
             file = local_file(*self._where(backbone), "CleanDIFT denoiser")
             found, own = load_tensors(file), backbone.denoiser.state_dict()
@@ -60,7 +61,8 @@ class CleanDift(TakesFile):
                     f"{file.name} is no denoiser of {backbone.name}'s shape: {len(wrong)} of {len(own)} tensors differ"
                     + (f", first {wrong[0]}." if wrong else f", {len(found) - len(own)} are too many.")
                 )
-            self._state = {f"unet.{k}": v.to(own[k]) for k, v in found.items()}
+            part = next(k for k, module in backbone.components.items() if module is backbone.denoiser)
+            self._state = {f"{part}.{k}": v.to(own[k]) for k, v in found.items()}
         return self._state
 
     def _where(self, backbone: Backbone) -> tuple[str, str]:
@@ -73,6 +75,11 @@ class CleanDift(TakesFile):
         )
         if own:
             return own, CLEANDIFT_FILE
+        if backbone.family != "unet":  # the recipe aligns a UNet's mid block and up path
+            raise MissingWeightsError(
+                f"No CleanDIFT is known for {backbone.name}, and `gate fit cleandift` serves Stable Diffusion 1 and 2; "
+                "give the state of a whole denoiser that was fitted elsewhere: 'cleandift[weights=FILE]'."
+            )
         width = cross_width(backbone.denoiser)
         if width not in PUBLIC:
             raise MissingWeightsError(

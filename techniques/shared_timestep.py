@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from gate.intervals import check_intervals
 from gate.technique import Technique
 
 if TYPE_CHECKING:
@@ -36,10 +37,7 @@ class SharedTimestep(Technique):
     intervals: int = 5
 
     def __post_init__(self) -> None:
-        if self.threshold < 1 or self.intervals < 1 or self.threshold % self.intervals:
-            raise ValueError(
-                f"intervals must divide threshold, both 1 or more; got {self.intervals} and {self.threshold}."
-            )
+        check_intervals(self.threshold, self.intervals)
 
     def shared(self, t: Tensor) -> Tensor:
         """f(t). t: any shape, what the denoiser would be told."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +15,6 @@ from gate.condition_search import (
     copies,
     copy_timestep,
     implied_prediction,
-    race,
-    race_order,
     search,
     search_calls,
 )
@@ -97,34 +94,3 @@ def test_impossible_stages_and_losses_are_refused() -> None:
             checked_stages(stages)
     with pytest.raises(ValueError, match="huber"):
         checked_loss("l3")
-
-
-def racing(errors: torch.Tensor, seen: list[tuple[int, int, int]]) -> Any:
-    def error(rows: list[int], candidates: list[int], copy: int) -> torch.Tensor:
-        seen.extend((r, c, copy) for r, c in zip(rows, candidates, strict=True))
-        return errors[rows, candidates, copy]
-
-    return error
-
-
-def test_a_race_without_a_limit_is_the_argmin_and_asks_each_pair_once() -> None:
-    errors = table(12, 7)
-    seen: list[tuple[int, int, int]] = []
-    assert race(12, 7, 8, math.inf, racing(errors, seen)) == errors.sum(dim=2).argmin(dim=1).tolist()
-    assert len(seen) == len(set(seen)) == 12 * 7 * 8
-    assert race(3, 4, 8, 1.5, racing(table(3, 1).expand(3, 4, 8), [])) == [0] * 3
-
-
-def test_a_race_drops_who_is_far_behind_and_each_row_by_itself() -> None:
-    errors = table(10, 9)
-    seen: list[tuple[int, int, int]] = []
-    errors[torch.arange(5), torch.arange(5)] -= 2
-    whole = race(10, 9, 8, 1.5, racing(errors, seen))
-    assert whole[:5] == list(range(5))
-    clear, close = (sum(r < 5 for r, _, _ in seen), sum(r >= 5 for r, _, _ in seen))
-    assert clear < close <= 5 * 9 * 8
-    assert [race(1, 9, 8, 1.5, racing(errors[i : i + 1], []))[0] for i in range(10)] == whole
-
-
-def test_a_race_begins_where_conditions_differ_most() -> None:
-    assert race_order(8)[:3] == [3, 2, 4] and sorted(race_order(8)) == list(range(8))

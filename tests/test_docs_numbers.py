@@ -23,3 +23,11 @@ def test_the_reconstructions_of_metrics_md_are_the_defaults() -> None:
     assert folds and int(folds[1]) == config.folds
     resamples = re.search(r"(\d+) times, `--resamples`", text)
     assert resamples and int(resamples[1]) == config.resamples
+
+
+def test_the_tests_that_systems_md_names_exist() -> None:
+    text = (DOCS / "systems.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named) > 30
+    for file, name in named:
+        assert f"\ndef {name}(" in (DOCS.parent / file).read_text(encoding="utf-8"), f"{file}::{name}"

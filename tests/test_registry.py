@@ -85,3 +85,12 @@ def test_a_setting_may_hold_what_separates_names() -> None:
     assert names == ["prompt[quality='a, b+c? :)']", "lora"]
     assert create_technique(names[0]).settings["quality"] == "a, b+c? :)"
     assert ScreenConfig(techniques=",".join(names)).techniques == tuple(names)  # type: ignore[arg-type]
+
+
+def test_what_is_too_dear_is_measured_when_it_is_named_and_says_why() -> None:
+    probes, metrics = ({p.name for p in select_plugins(kind, ["all"])} for kind in ("probe", "metric"))  # type: ignore[arg-type]
+    assert "two-sample" in probes and "zero-shot" not in probes
+    assert "lipschitz" in metrics and "istd" not in metrics
+    for kind, name in (("probe", "zero-shot"), ("metric", "istd")):
+        [named] = select_plugins(kind, [name])  # type: ignore[arg-type]
+        assert "name it to measure it" in named.unlisted and not named.standard

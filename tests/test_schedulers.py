@@ -38,6 +38,17 @@ def _schedulers() -> dict[str, Any]:
 SCHEDULERS = _schedulers()
 
 
+def assert_gives_back(schedule: NoiseSchedule) -> None:
+    """A perfect prediction gives x0 and eps, to 1e-6 of their size, at every level that holds some of each."""
+    g = torch.Generator().manual_seed(0)
+    x0, eps = (torch.randn(8, 2, 3, 3, generator=g, dtype=torch.float64) for _ in range(2))
+    t = torch.linspace(1, len(schedule) - 2, 8).long()
+    x_t = schedule.add_noise(x0, eps, t)
+    said = schedule.target(x0, eps, t)
+    torch.testing.assert_close(schedule.x0_from(said, x_t, t), x0, rtol=0, atol=1e-6)
+    torch.testing.assert_close(schedule.eps_from(said, x_t, t), eps, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_is_read_as_it_reads_itself_or_refused(name: str) -> None:
     scheduler = SCHEDULERS[name]
@@ -48,6 +59,7 @@ def test_every_scheduler_is_read_as_it_reads_itself_or_refused(name: str) -> Non
         return
     ours = NoiseSchedule.from_config(config)
     every = torch.arange(len(ours))
+    assert_gives_back(ours)
     if name in BETAS:
         torch.testing.assert_close(
             ours.alpha_bar(every).float(), scheduler.alphas_cumprod.float(), rtol=0, atol=3e-6

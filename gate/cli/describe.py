@@ -90,6 +90,7 @@ def _facts(kind: PluginKind, name: str) -> dict[str, Any] | None:
     if plugin.cls is None:
         return {**head, "error": plugin.error, **tail}
     facts = {k: getattr(plugin.cls, k) for k in _FACTS if hasattr(plugin.cls, k)}
+    facts["not_in_all"] = getattr(plugin.cls, "unlisted", "")
     return {**head, **facts, "settings": _parameters(plugin.cls), "description": _doc(plugin.cls), **tail}
 
 

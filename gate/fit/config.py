@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gate.errors import UsageError, known_settings, wrong_setting
+from gate.intervals import check_intervals
 from gate.sample import MIN_SAMPLES
 
 
@@ -69,11 +70,8 @@ class FitConfig(BaseModel):
 
     @model_validator(mode="after")
     def _divided(self) -> FitConfig:
-        if self.shared_below % self.shared_intervals:
-            raise ValueError(
-                f"shared_intervals must divide shared_below, and {self.shared_intervals} does not divide "
-                f"{self.shared_below}"
-            )
+        if self.shared_below:
+            check_intervals(self.shared_below, self.shared_intervals, ("shared_below", "shared_intervals"))
         return self
 
     def facts(self) -> dict[str, Any]:

@@ -24,6 +24,10 @@ class Istd(Metric):
     unit = "L2 distance of images in [0, 1]"
     compares = "path"
     standard = False
+    unlisted = (
+        "it samples 11 images for each of --image-samples, 55 passes at the default steps beside the 4 that are "
+        "screened; name it to measure it"
+    )
     scale_invariant = False
     weakness = "A model that answers every noise with the same image is perfectly smooth; it says nothing of the input."
 
