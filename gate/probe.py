@@ -154,6 +154,18 @@ class Probe(Measure):
             return super().error_of_sums(sums, n)
         return confusion_error(sums.reshape(*sums.shape[:-1], 3, -1), self.figure)
 
+    def blind_error(self, sums: Array, n: Array) -> npt.NDArray[np.float64] | None:
+        """The error that a reader of nothing would make on the same samples, arguments as `error_of_sums` takes them;
+        None where the probe cannot say.
+
+        Where there is a figure: guesses as frequent as its own predictions, independent of the truth.
+        """
+        if not self.figure:
+            return None
+        true, predicted, _ = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, -1), -2, 0)
+        chance = true * predicted / np.maximum(true.sum(axis=-1, keepdims=True), 1)
+        return self.error_of_sums(np.concatenate([true, predicted, chance], axis=-1), n)
+
 
 def require_truth(samples: SampleSet, features: Array, folds: Folds, needs: Needs) -> int:
     """Refuse what cannot be probed, in a sentence; else the number of classes k. features: (n, c, h, w)."""
@@ -183,6 +195,11 @@ def _finite(features: Array) -> bool:
     flat = features.reshape(len(features), -1)
     with np.errstate(invalid="ignore"):
         return not (flat @ np.zeros(flat.shape[1], flat.dtype)).any()
+
+
+def brier_error(sums: Array) -> npt.NDArray[np.float64]:
+    """Mean squared error to the one-hot truth, >= 0. sums: (..., 2 or more), errors and how many; 0 of nothing."""
+    return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1), dtype=np.float64)
 
 
 def label_counts(truth: Array, predicted: Array, k: int) -> npt.NDArray[np.int64]:
