@@ -176,7 +176,7 @@ def prepare(
 def _served(probe: Probe, samples: SampleSet, asked: tuple[str, ...], log: Log) -> bool:
     """Whether the samples carry what a probe learns from; named probes are refused, the default ones left out."""
     present = {"labels": samples.has_labels, "masks": samples.has_masks, "": True}[probe.needs]
-    if not present and asked != ("all",):
+    if not present and asked not in (("all",), ("standard",)):
         raise ConfigurationError(
             f"The probe {probe.name} needs {probe.needs}, and {samples.name} has none; add them."
         )
