@@ -96,8 +96,8 @@ class Correspondence(Task):
         counts = np.zeros((len(truth.pairs), 3))
         for i, pair in enumerate(truth.pairs):
             both = head({layer: x[[pair.source, pair.target]] for layer, x in features.items()})
-            source, target = F.normalize(resized(both, (side, side)), dim=1)
-            found = match(source, target, torch.from_numpy(pair.source_points), truth.size)
+            target = F.normalize(resized(both[1:], (side, side)), dim=1)[0]
+            found = match(both[0], target, torch.from_numpy(pair.source_points), truth.size)
             counts[i] = hits(pair, found.numpy())
         return counts
 
@@ -170,7 +170,8 @@ def symmetric_loss(a: Tensor, b: Tensor, pair: Pair, drawn: Array, size: int, sc
 
 
 def match(source: Tensor, target: Tensor, points: Tensor, size: int) -> Tensor:
-    """Where each point is found, (m, 2) (x, y) in pixels. source, target: (d, h, w), of length 1 at each position."""
+    """Where each point is found, (m, 2) (x, y) in pixels. source: (d, h, w). target: (d, h', w'), of length 1 at each
+    position."""
     d, h, w = target.shape
     likeness = F.normalize(descriptors(source, points, size), dim=1) @ target.reshape(d, h * w)
     best = likeness.argmax(dim=1)

@@ -9,6 +9,7 @@ from gate.errors import UsageError, known_settings, unknown_name
 from gate.names import parse_name
 from gate.tasks.classification import Classification, MlpClassification
 from gate.tasks.correspondence import ConvCorrespondence, Correspondence
+from gate.tasks.scarce import ScarceSegmentation
 from gate.tasks.segmentation import LinearSegmentation, Segmentation
 from gate.tasks.task import Task
 
@@ -17,6 +18,7 @@ TASKS: dict[str, type[Task]] = {
     for task in (
         Correspondence,
         ConvCorrespondence,
+        ScarceSegmentation,
         Segmentation,
         LinearSegmentation,
         Classification,
@@ -40,8 +42,13 @@ def create_task(name: str, **settings: Any) -> Task:
     chosen = known_settings({**given, **settings}, fields, listing=f"gate describe {head}")
     for key, value in chosen.items():
         wanted = type(fields[key].default)
+        if key == "stem":
+            continue
+        if wanted is tuple and isinstance(value, (tuple, list)) and all(type(v) is int for v in value):
+            chosen[key] = tuple(value)
+            continue
         if wanted is float and type(value) is int:
             chosen[key] = value = float(value)
-        if wanted in (int, float) and type(value) is not wanted:
+        if wanted in (int, float, tuple) and type(value) is not wanted:
             raise UsageError(f"Setting {key!r} of {head} is {wanted.__name__}, not {value!r}.")
     return cls(**chosen)

@@ -120,7 +120,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def initialise(head: nn.Module, seed: int) -> None:
-    """First weights of every linear layer and convolution, uniform by fan-in as torch's own; of `seed` alone."""
+    """First weights of every linear layer and convolution, uniform with variance 1 / fan-in, biases 0; of `seed` alone."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in head.modules():
@@ -134,8 +134,8 @@ def initialise(head: nn.Module, seed: int) -> None:
                 fan_in = module.weight[0].numel()
                 _draw(module.weight, fan_in, g)
                 if module.bias is not None:
-                    _draw(module.bias, fan_in, g)
+                    nn.init.zeros_(module.bias)
 
 
 def _draw(weight: Tensor, fan_in: int, g: torch.Generator) -> None:
-    weight.copy_((2 * torch.rand(weight.shape, generator=g) - 1) / math.sqrt(fan_in))
+    weight.copy_((2 * torch.rand(weight.shape, generator=g) - 1) * math.sqrt(3 / fan_in))
