@@ -120,7 +120,8 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def initialise(head: nn.Module, seed: int) -> None:
-    """First weights of every linear layer and convolution, uniform with variance 1 / fan-in, biases 0; of `seed` alone."""
+    """First weights of every linear layer and convolution, uniform with variance 1 / fan-in, and biases of 0. They are a
+    function of `seed`."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in head.modules():
