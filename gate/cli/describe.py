@@ -115,6 +115,7 @@ def _technique(name: str) -> dict[str, Any] | None:
     cls = plugin.cls
     return {
         **facts,
+        "not_in_all": cls.unlisted,
         "neutral": cls.neutral,
         "variants": cls.variants,
         "aliases": cls.aliases,

@@ -143,7 +143,7 @@ def _probes(backbone: str) -> tuple[Rows, Columns]:
     }
 
 
-def _when(row: dict[str, Any]) -> str:
+def _when(row: Mapping[str, Any]) -> str:
     return {True: "unasked", False: "when named"}.get(row.get("standard", ""), "")
 
 

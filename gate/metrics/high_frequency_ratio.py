@@ -18,10 +18,10 @@ CUT = 0.25  # cycles a position: half of what a grid can show along an axis
 def high_frequency_ratio(feature: Tensor, cut: float = CUT) -> Tensor:
     """sum of |FFT2(F)|^2 where sqrt(u^2 + v^2) > cut, over the sum of |FFT2(F)|^2, both over all channels.
 
-    feature: (n, c, h, w); u, v in cycles a position, up to 0.5 along an axis, 0.71 along the diagonal. The mean belongs
-    to the whole, so a constant map has 0, a checkerboard 1, and no scale factor matters. A map of zeros, and a map of
-    one position, has 0. Returns (n,) float32 or float64 in [0, 1]. White noise has the share of frequencies beyond the
-    cut, 1 - pi cut^2 on a large grid (0.80 at the default).
+    feature: (n, c, h, w); u, v in cycles a position, up to 0.5 along an axis, 0.71 along the diagonal. The mean
+    belongs to the whole, so a constant map has 0, a checkerboard 1, and no scale factor matters. A map of zeros, and
+    a map of one position, has 0. Returns (n,) float32 or float64 in [0, 1]. White noise has the share of frequencies
+    beyond the cut, 1 - pi cut^2 on a large grid (0.80 at the default).
     """
     import torch
 
@@ -42,11 +42,12 @@ def ratios(features: Mapping[str, Tensor], cut: float = CUT) -> dict[str, Tensor
 
 
 class HighFrequencyRatio(Metric):
-    """Mean over the layers of a pass of the share of spectral energy beyond a radial cut, higher is better by A-SelecT.
+    """Share of spectral energy beyond a radial cut, mean over the layers of a pass; higher is better by A-SelecT.
 
-    It reads one pass, no reference and no label: screen several --timesteps with --layers of q, k, v and outputs, and take
-    the timestep where it is largest. The paper's abstract names the ratio and what it is for; its formula was not to be
-    had when this was written, so cut, normalisation and the sum over channels are ours. cut: in cycles a position.
+    It reads one pass, no reference and no label: screen several --timesteps with --layers of q, k, v and outputs, and
+    take the timestep where it is largest. The paper's abstract names the ratio and what it is for; its formula was
+    not to be had when this was written, so cut, normalisation and the sum over channels are ours. cut: in cycles a
+    position.
     """
 
     name = "high-frequency-ratio"
@@ -59,7 +60,7 @@ class HighFrequencyRatio(Metric):
     needs = frozenset({"features"})
     scale_invariant = True
     standard = False
-    weakness = "Takes noise for detail: a noisier feature has more of it than the clean one, and averaging noise away lowers it."
+    weakness = "Takes noise for detail: noisier features have more of it, and averaging noise away lowers it."
 
     def __init__(self, *, cut: float = CUT) -> None:
         self.cut = cut
