@@ -137,7 +137,7 @@ def test_broken_plug_ins_are_listed_with_their_error() -> None:
 
 def test_lists_as_csv_and_markdown() -> None:
     assert cli.invoke(app, ["list", "metrics", "--format", "csv"]).stdout.startswith(
-        "name,compares,better,summary"
+        "name,compares,better,measured,summary"
     )
     assert "| cka |" in cli.invoke(app, ["list", "metrics", "--format", "md"]).stdout
 

@@ -77,6 +77,7 @@ def test_a_channel_for_each_class_beats_the_same_information_mixed(cls: type) ->
     assert none == metric.best  # no importance, nothing captured
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [Dci, pytest.param(Tad, marks=pytest.mark.slow)])
 def test_they_keep_the_contract(cls: type, tiny: Backbone) -> None:
     report = check_metric(cls, tiny)

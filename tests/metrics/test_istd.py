@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 import gate
@@ -69,6 +70,7 @@ def test_it_keeps_the_contract() -> None:
     assert report.ok, str(report)
 
 
+@pytest.mark.slow
 def test_a_screening_measures_it_beside_reconstructions(tmp_path: Path) -> None:
     out = tmp_path / "run"
     gate.screen(

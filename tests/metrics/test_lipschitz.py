@@ -61,6 +61,7 @@ def test_a_shared_condition_takes_its_own_part_of_the_change_away(tiny: Any, sce
     assert told == {40}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lipschitz", "lipschitz-features"])
 def test_it_keeps_the_contract(name: str, tiny: Any) -> None:
     report = check_metric(name, tiny)

@@ -35,6 +35,7 @@ def test_no_shift_is_exactly_one_half_and_p_falls_to_0(known: tuple[SampleSet, F
     assert found(known, 0.0) == (0.5, 0.0)
 
 
+@pytest.mark.slow
 def test_other_draws_of_the_same_distribution_are_one_half_within_chance() -> None:
     """Features of their own for both sides, not a pair: the mean of six draws within its 95 % interval."""
     accuracies, levels = [], []

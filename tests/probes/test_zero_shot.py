@@ -54,10 +54,12 @@ def exhaustive(backbone: Any, samples: Any, copies: int) -> list[int]:
     return total.argmin(dim=1).tolist()
 
 
+@pytest.mark.slow
 def test_without_pruning_it_is_the_exhaustive_argmin(tiny: Any, scenes: Any) -> None:
     assert read(tiny, scenes[:6], ZeroShot(stages=((2, 1),))) == exhaustive(tiny, scenes[:6], 2)
 
 
+@pytest.mark.slow
 def test_a_race_without_a_limit_is_exhaustive(tiny: Any, scenes: Any) -> None:
     assert read(tiny, scenes[:6], ZeroShot(copies=2, strictness=math.inf)) == exhaustive(tiny, scenes[:6], 2)
 
@@ -71,6 +73,7 @@ def test_pruned_equals_exhaustive_and_beats_chance(tiny: Any) -> None:
     assert np.mean([p == s.label for p, s in zip(pruned, samples, strict=True)]) > 4 / 14
 
 
+@pytest.mark.slow
 def test_it_goes_through_the_technique_and_each_loss_answers(tiny: Any, scenes: Any) -> None:
     quick = {"stages": ((1, 1),)}
     plain = read(tiny, scenes[:4], ZeroShot(**quick))

@@ -70,6 +70,7 @@ def test_without_the_clean_half_it_costs_a_call_less() -> None:
     assert np.isclose(MixtureT(clean=0.25).clean, 0.25)
 
 
+@pytest.mark.slow
 def test_it_keeps_the_contract(backbone: Backbone, samples: SampleSet) -> None:
     from gate.testing import check_technique
 

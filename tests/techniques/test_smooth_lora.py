@@ -51,6 +51,7 @@ def test_the_papers_layout_is_read(prefix: str, backbone: Backbone, tmp_path: Pa
         torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sdxl_is_served(tmp_path: Path) -> None:
     xl = gate.load_backbone(str(build("sdxl", tmp_path / "xl")), device="cpu", dtype="float32")
     state, _ = attn_procs(xl.denoiser, "unet.")
