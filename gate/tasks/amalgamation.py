@@ -92,7 +92,9 @@ class Amalgam(Stem):
         self.last = weights
         given = {}
         split = (
-            weights.split(self.widths, dim=3) if self.settings.per_channel else [weights] * len(self.layers)
+            torch.split(weights, self.widths, dim=3)
+            if self.settings.per_channel
+            else [weights] * len(self.layers)
         )
         for layer, part in zip(self.layers, split, strict=True):
             stacked = torch.stack([standard[key_of(source, layer)] for source in self.sources], dim=1)

@@ -64,6 +64,7 @@ class Correspondence(Task):
     source = "DIFT: Tang et al. 2023 (arXiv 2306.03881); PCK: Yang & Ramanan 2013; GATE, section 6.1"
     needs = "pairs"
     measures = CORRESPONDENCE
+    sizes = (300, 150)
     cost = "no training; about 1 s of one core on 150 pairs"
 
     side: int = SIDE

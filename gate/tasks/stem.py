@@ -112,15 +112,15 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation (c,) of each channel over rows and positions, summed in float64. x: (n, c, h, w)."""
     total, square, count = 0.0, 0.0, x.shape[0] * x.shape[2] * x.shape[3]
     shift = x[:1].double().mean(dim=(0, 2, 3))  # numbers near 0 keep their digits when they are squared
-    for part in x.split(CHUNK):
-        flat = part.double() - shift[:, None, None]
+    for start in range(0, len(x), CHUNK):
+        flat = x[start : start + CHUNK].double() - shift[:, None, None]
         total, square = total + flat.sum(dim=(0, 2, 3)), square + flat.square().sum(dim=(0, 2, 3))
     mean, second = torch.as_tensor(total) / count, torch.as_tensor(square) / count
     return (mean + shift).float(), (second - mean.square()).clamp_min(0).sqrt().float()
 
 
 def initialise(head: nn.Module, seed: int) -> None:
-    """First weights of every linear layer and convolution, uniform with variance 1 / fan-in, and biases of 0. They are a
+    """First weights of every linear layer and convolution, uniform with variance 1 / fan-in, biases 0: a
     function of `seed`."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
