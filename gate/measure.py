@@ -22,6 +22,8 @@ class Measure:
 
     direction: which way is better. range: what the number can be; its better end must be finite, for error is the
     distance to it: 0 is perfect. Rankings compare errors alone, so a measure counts the right way up by its facts.
+    standard: whether a screening measures it unasked; what costs more, or answers another question than which technique
+    is best, is measured when it is named, or with `all`.
 
     Most measures are additive: their columns' sum over samples is all that they need. By default there is one column,
     the number itself; override `error_of_sums` where it is another function of sums. A statistic of the set (MMD, say)
@@ -33,6 +35,7 @@ class Measure:
     source: ClassVar[str] = ""
     direction: ClassVar[Direction] = "lower"
     range: ClassVar[tuple[float, float]] = (0.0, math.inf)
+    standard: ClassVar[bool] = True
 
     @property
     def best(self) -> float:

@@ -16,25 +16,29 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gate.request import Request, Response
+    from gate.sample import Sample
 
 __all__ = ["Compares", "Direction", "Metric", "Need", "Pass", "as_float", "length", "same_shape"]
 
 T = TypeVar("T")
 Singles = npt.NDArray[np.float32]
-Compares = Literal["feature", "prediction", "image", "pass"]
-Need = Literal["features", "predictions", "latents", "gradients", "second-pass"]
+Compares = Literal["feature", "prediction", "image", "pass", "path"]
+Need = Literal["features", "predictions", "latents", "gradients", "second-pass", "labels", "masks"]
 
-NEEDS = ("features", "predictions", "latents", "gradients", "second-pass")
+NEEDS = ("features", "predictions", "latents", "gradients", "second-pass", "labels", "masks")
+ONLY_OF_PASSES = frozenset({"gradients", "second-pass", "labels", "masks"})
 _METHODS: dict[str, str] = {
     "feature": "shift",
     "prediction": "error",
     "image": "distance",
     "pass": "measure",
+    "path": "spread",
 }
 _DEFAULT_NEEDS: dict[str, frozenset[Need]] = {
     "feature": frozenset({"features"}),
     "prediction": frozenset({"predictions", "latents"}),
     "image": frozenset(),
+    "path": frozenset(),
     "pass": frozenset({"features", "predictions", "latents"}),
 }
 
@@ -46,7 +50,8 @@ class Pass:
     request: as it was before the technique saw it; `request.batch.x0` are the latents. response: the technique's.
     reference, own: {layer: (b, c, h, w)}, F_ref without and through the technique. again: another pass through the
     same technique, at whatever request, for a metric that needs a "second-pass" (None else); neither its calls nor its
-    time are the technique's. Its gradients are on where the metric needs "gradients".
+    time are the technique's. Its gradients are on where the metric needs "gradients". samples: with all that is known
+    of them, for a metric that needs "labels" or "masks"; the request's are as the technique may see them.
     """
 
     request: Request
@@ -54,20 +59,21 @@ class Pass:
     reference: Mapping[str, Tensor]
     own: Mapping[str, Tensor]
     again: Callable[[Request], Response] | None = None
+    samples: tuple[Sample, ...] = ()
 
 
 class Metric(Measure):
     """A measure of content shift. A subclass states its facts and writes the one method of what it compares.
 
-    name: what the command line calls it. summary: one line. source: paper and equation. unit: what the stored
-    number counts. direction, range: which way is better, and what it can be (`gate.measure.Measure`: the better end
-    is finite). compares: what is looked at, and so which method is called: "feature" -> `shift`, "prediction" ->
-    `error`, "image" -> `distance`, "pass" -> `measure`. needs: of "features", "predictions", "latents", "gradients",
-    "second-pass"; what it compares settles the usual ones. columns_each: how many numbers a sample has, where the
-    figure is another function of sums (`error_of_sums`) or of the set (`error_of_set`). scale_invariant: whether
-    multiplying the measured side alone by a positive number leaves the value as it is; where it does not, a technique
-    that shrinks its features can look closer than it is. weakness: what the metric cannot see or is fooled by, one
-    sentence for reports.
+    name: what the command line calls it. summary: one line. source: paper and equation. unit: what the stored number
+    counts. direction, range: which way is better, and what it can be (`gate.measure.Measure`: the better end is
+    finite). compares: what is looked at, and so which method is called: "feature" -> `shift`, "prediction" ->
+    `error`, "image" -> `distance`, "pass" -> `measure`, "path" -> `spread`. needs: of "features", "predictions",
+    "latents", "gradients", "second-pass", "labels", "masks"; what it compares settles the usual ones. columns_each:
+    how many numbers a sample has, where the figure is another function of sums (`error_of_sums`) or of the set
+    (`error_of_set`). scale_invariant: whether multiplying the measured side alone by a positive number leaves the
+    value as it is; where it does not, a technique that shrinks its features can look closer than it is. weakness:
+    what the metric cannot see or is fooled by, one sentence for reports.
 
     Every method returns one number per sample, (b,), or one row of columns, (b, m), that depends on that sample
     alone, never on the rest of the batch, and passes NaN on: a metric that hides a broken feature is worse than none.
@@ -95,10 +101,10 @@ class Metric(Measure):
             raise PluginError(
                 f"Metric {cls.name!r} needs {', '.join(sorted(cls.needs - set(NEEDS)))}; there is {', '.join(NEEDS)}."
             )
-        if cls.needs & {"gradients", "second-pass"} and cls.compares != "pass":
+        if cls.needs & ONLY_OF_PASSES and cls.compares != "pass":
             raise PluginError(
-                f"Metric {cls.name!r} compares {cls.compares!r}: only one that compares 'pass' is given gradients or a "
-                "second pass."
+                f"Metric {cls.name!r} compares {cls.compares!r}: only one that compares 'pass' is given gradients, a "
+                "second pass, or the samples with their labels and masks."
             )
         method = _METHODS[cls.compares]
         if getattr(cls, method) is getattr(Metric, method):
@@ -126,6 +132,14 @@ class Metric(Measure):
         Both (b, 3, h, w) float RGB in [0, 1]. Returns (b,) in `range`, or (b, m) columns.
         """
         raise self._has_another("distance")
+
+    def spread(self, frames: Tensor) -> Tensor:
+        """How unevenly what is generated changes while its noise is moved from one draw to another.
+
+        frames: (b, k, 3, h, w) float RGB in [0, 1], k equal steps of the noise (`gate.noise_path`). Returns (b,) in
+        `range`, or (b, m) columns.
+        """
+        raise self._has_another("spread")
 
     def measure(self, seen: Pass) -> Tensor:
         """What a whole pass shows, one number for all its layers. Returns (b,) in `range`, or (b, m) columns."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from gate.errors import UsageError
 
-RESERVED = ("all", "vanilla")  # every technique, and none
+RESERVED = ("all", "standard", "vanilla")  # everything, what is done unasked, and nothing
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 

@@ -1,5 +1,6 @@
 """What a probe is: a small model on features of a few labelled samples, judged where it did not train."""
 
+# long: the contract of probes and the maps and counts that all of them share
 from __future__ import annotations
 
 import hashlib
@@ -19,7 +20,11 @@ from gate.sample import MIN_SAMPLES, SampleSet
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gate.backbone import Backbone
+    from gate.metric import Pass
+
 Needs = Literal["labels", "masks", ""]
+Against = Literal["truth", "reference"]
 Array = npt.NDArray[Any]
 
 MAP_SIDE = 16
@@ -99,9 +104,15 @@ class Probe(Measure):
     name: what the command line calls it. summary: one line. source: paper or library. needs: the truth it reads,
     "labels" or "masks"; "" for one that reads none. figure: "miou" or "balanced-accuracy" of the confusion counts that
     it returns; "" for a probe with a figure of its own, which states direction and range and, where its number is not
-    the mean of one column, `error_of_sums` or `error_of_set` (`gate.measure.Measure`).
+    the mean of one column, `error_of_sums` or `error_of_set` (`gate.measure.Measure`). reads: "features", the map of
+    all layers; "passes" for a probe that asks the denoiser itself and writes `read`. once: whether a technique's first
+    pass stands for its other timesteps and seeds. against: what features are judged by: the truth, by `evaluate`, or
+    the maps of the reference F_ref, by `compare`.
     """
 
+    reads: ClassVar[Literal["features", "passes"]] = "features"
+    once: ClassVar[bool] = False
+    against: ClassVar[Against] = "truth"
     needs: ClassVar[Needs] = "labels"
     figure: ClassVar[Figure | Literal[""]] = "balanced-accuracy"
     direction: ClassVar[Direction] = "higher"
@@ -123,8 +134,24 @@ class Probe(Measure):
             raise PluginError(
                 f"Probe {cls.name!r} has the figure {cls.figure}, which lies in 0 ... 1, higher better."
             )
-        if cls.evaluate is Probe.evaluate:
-            raise PluginError(f"Probe {cls.name!r} must define `evaluate`.")
+        if cls.against not in ("truth", "reference"):
+            raise PluginError(f"Probe {cls.name!r} is against {cls.against!r}; it is 'truth' or 'reference'.")
+        method = "evaluate" if cls.against == "truth" else "compare"
+        if getattr(cls, method) is getattr(Probe, method):
+            raise PluginError(f"Probe {cls.name!r} must define `{method}`.")
+        if (cls.reads == "passes") != (cls.read is not Probe.read):
+            raise PluginError(
+                f"Probe {cls.name!r} reads {cls.reads!r}: `read` goes with 'passes', and only with it."
+            )
+
+    def refuses(self, backbone: Backbone) -> str:
+        """Why it cannot be asked on this backbone, one sentence; "" where it can."""
+        return ""
+
+    def read(self, seen: Pass) -> Tensor:
+        """What `evaluate` is given of one pass instead of the features' map: (b, c, h, w) float32, a row a sample that
+        depends on that sample alone. `seen.again` makes further passes through the technique, which are not its own."""
+        raise PluginError(f"Probe {self.name!r} reads {self.reads}: it has no `read`.")
 
     def evaluate(self, features: Array, samples: SampleSet, folds: Folds) -> Array:
         """What each sample adds to the figure, from the model that did not see it.
@@ -136,6 +163,13 @@ class Probe(Measure):
         samples adds up to theirs, so it can be resampled and paired.
         """
         raise PluginError(f"Probe {self.name!r} must define `evaluate`.")
+
+    def compare(self, features: Array, reference: Array, samples: SampleSet, folds: Folds) -> Array:
+        """As `evaluate`, for a probe against the reference: what each sample adds to the figure, (n,) or (n, m).
+
+        reference: (n, c, h, w) float32, the maps of the same samples at t = 0 through the plain backbone.
+        """
+        raise PluginError(f"Probe {self.name!r} must define `compare`.")
 
     def judge(self, features: Array, samples: SampleSet, folds: Folds) -> tuple[Array, Array | None]:
         """What `evaluate` gives, and what another draw of training images would do to it.
@@ -154,6 +188,18 @@ class Probe(Measure):
             return super().error_of_sums(sums, n)
         return confusion_error(sums.reshape(*sums.shape[:-1], 3, -1), self.figure)
 
+    def blind_error(self, sums: Array, n: Array) -> npt.NDArray[np.float64] | None:
+        """The error that a reader of nothing would make on the same samples, arguments as `error_of_sums` takes them;
+        None where the probe cannot say.
+
+        Where there is a figure: guesses as frequent as its own predictions, independent of the truth.
+        """
+        if not self.figure:
+            return None
+        true, predicted, _ = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, -1), -2, 0)
+        chance = true * predicted / np.maximum(true.sum(axis=-1, keepdims=True), 1)
+        return self.error_of_sums(np.concatenate([true, predicted, chance], axis=-1), n)
+
 
 def require_truth(samples: SampleSet, features: Array, folds: Folds, needs: Needs) -> int:
     """Refuse what cannot be probed, in a sentence; else the number of classes k. features: (n, c, h, w)."""
@@ -167,8 +213,7 @@ def require_truth(samples: SampleSet, features: Array, folds: Folds, needs: Need
         raise ValueError(
             f"{len(samples)} samples, {len(features)} feature maps and {len(folds)} fold entries differ"
         )
-    if not all(_finite(part) for _, part in chunks(features)):
-        raise NonFiniteError("Features hold NaN or infinity, so no probe can be fitted; try --dtype float32.")
+    require_finite(features)
     names = samples.classes if needs == "labels" else samples.mask_classes
     highest = max(int(s.label if needs == "labels" else s.mask.max()) for s in samples)  # type: ignore[arg-type, union-attr]
     if highest >= len(names):
@@ -178,11 +223,22 @@ def require_truth(samples: SampleSet, features: Array, folds: Folds, needs: Need
     return len(names)
 
 
+def require_finite(*features: Array) -> None:
+    """Refuse maps with NaN or infinity, in a sentence. features: (n, c, h, w) each."""
+    if not all(_finite(part) for maps in features for _, part in chunks(maps)):
+        raise NonFiniteError("Features hold NaN or infinity, so no probe can be fitted; try --dtype float32.")
+
+
 def _finite(features: Array) -> bool:
     """Whether all of (b, c, h, w) are finite: 0 times a number is 0, and no other product is."""
     flat = features.reshape(len(features), -1)
     with np.errstate(invalid="ignore"):
         return not (flat @ np.zeros(flat.shape[1], flat.dtype)).any()
+
+
+def brier_error(sums: Array) -> npt.NDArray[np.float64]:
+    """Mean squared error to the one-hot truth, >= 0. sums: (..., 2 or more), errors and how many; 0 of nothing."""
+    return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1), dtype=np.float64)
 
 
 def label_counts(truth: Array, predicted: Array, k: int) -> npt.NDArray[np.int64]:

@@ -142,10 +142,14 @@ def _matches(pattern: str) -> list[str]:
 
 
 def select_plugins(kind: Literal["probe", "metric"], names: Iterable[str]) -> list[Any]:
-    """Instances of the named probes or metrics, in the order given; "all" is every one that loads."""
+    """Instances of the named probes or metrics, in the order given.
+
+    "all" is every one that loads, "standard" those of them that are measured unasked.
+    """
     wanted = list(names)
-    if wanted == ["all"]:
-        wanted = [n for n, p in plugins(kind).items() if p.cls is not None]
+    if wanted in (["all"], ["standard"]):
+        every = wanted == ["all"]
+        wanted = [n for n, p in plugins(kind).items() if p.cls is not None and (every or p.cls.standard)]
     chosen = []
     for name in wanted:
         claim = find_claim(kind, name)

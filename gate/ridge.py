@@ -58,17 +58,18 @@ class Ridge:
         return -np.asarray((effect * (t - x @ self.weights)).sum(axis=1))
 
 
-def balanced_ridge(rows: Array, y: Array, alpha: float) -> Ridge:
-    """Ridge regression onto one-hot classes that weigh equally, in closed form; the highest response wins.
+def one_hot_ridge(rows: Array, y: Array, alpha: float, *, balanced: bool) -> Ridge:
+    """Ridge regression onto one-hot classes in closed form. balanced: classes weigh equally, else rows do.
 
-    Minimises sum_i w_i ||x_i W + b - e(y_i)||^2 + alpha ||W||^2 with w_i = m / (k' count(y_i)), which is what
-    scikit-learn's Ridge and RidgeClassifier solve under "balanced" weights, and checks take most of their time. Solved
-    through the smaller of the two Gram matrices. rows: (m, c) float32, standardised; y: (m,) int.
+    Minimises sum_i w_i ||x_i W + b - e(y_i)||^2 + alpha ||W||^2 with w_i = m / (k' count(y_i)), or 1. That is what
+    scikit-learn's Ridge and RidgeClassifier solve (under "balanced" weights), where checks take most of the time.
+    Solved through the smaller of the two Gram matrices. rows: (m, c) float32, standardised; y: (m,) int.
     """
     from scipy.linalg import cho_factor, cho_solve
 
     present, index, count = np.unique(y, return_inverse=True, return_counts=True)
-    weight = (len(y) / (len(present) * count))[index].astype(rows.dtype)
+    equal = len(y) / (len(present) * count) if balanced else np.ones(len(present))
+    weight = equal[index].astype(rows.dtype)
     targets = np.eye(len(present), dtype=rows.dtype)[index]
     centre, level = (np.average(x, axis=0, weights=weight).astype(rows.dtype) for x in (rows, targets))
     root = np.sqrt(weight)[:, None]

@@ -79,8 +79,13 @@ class NoiseSchedule:
         return len(self.signal)
 
     def told(self, t: Tensor) -> Tensor:
-        """What the denoiser is told at t: t itself, or T sigma (float32) in flow schedules. t: (b,) long."""
-        return t if self.time is None else self.time[t.cpu()].float().to(t.device)
+        """What the denoiser is told at t: t itself, or T sigma (float32) in flow schedules.
+
+        t: (b,) long; a floating-point t is no timestep of the schedule but what is to be told already.
+        """
+        if self.time is None or t.is_floating_point():
+            return t
+        return self.time[t.cpu()].float().to(t.device)
 
     def sigma(self, t: Tensor) -> Tensor:
         """The noise coefficient s_t, (b,) float64 in [0, 1]. t: (b,) long."""
@@ -126,6 +131,15 @@ class NoiseSchedule:
         a, s = self.coefficients(t, x_t)
         return (x_t - a * x0) / s
 
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the denoiser should say, (b, c, h, w): eps, x0, v = a eps - s x0, or eps - x0."""
+        a, s = self.coefficients(t, x0)
+        if self.prediction_type == "epsilon":
+            return eps
+        if self.prediction_type == "sample":
+            return x0
+        return a * eps - s * x0 if self.prediction_type == "v_prediction" else eps - x0
+
     def x0_from(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """x0_hat, (b, c, h, w). v = a eps - s x0 (Salimans & Ho 2022); flow = eps - x0 (Lipman et al. 2023)."""
         a, s = self.coefficients(t, x_t)
@@ -147,6 +161,17 @@ class NoiseSchedule:
         if self.prediction_type == "flow_prediction":
             return x_t + a * prediction
         return (x_t - a * prediction) / s
+
+    def shifted(self, prediction: Tensor, change: Tensor, t: Tensor) -> Tensor:
+        """The prediction at the same x_t whose eps_hat is larger by `change`, (b, c, h, w); x0_hat is less by s/a."""
+        a, s = self.coefficients(t, prediction)
+        if self.prediction_type == "epsilon":
+            return prediction + change
+        if self.prediction_type == "sample":
+            return prediction - s / a * change
+        if self.prediction_type == "v_prediction":
+            return prediction + (a + s * s / a) * change
+        return prediction + (1 + s / a) * change
 
     def ddim_sample(
         self, x: Tensor, top: int, count: int, predict: Callable[[Tensor, Tensor], Tensor]
@@ -171,6 +196,55 @@ class NoiseSchedule:
         if t_next is None:
             return x0_hat
         return self.add_noise(x0_hat, self.eps_from(prediction, x_t, t), t_next)
+
+
+def jump(schedule: NoiseSchedule, x: Tensor, t: Tensor, t_next: Tensor, noise: Tensor) -> Tensor:
+    """x_t to the noisier x_{t_next} in one step: (a' / a) x + sqrt(s'^2 - (a' s / a)^2) noise, a', s' those of t_next.
+
+    For DDPM schedules sqrt(abar'/abar) x + sqrt(1 - abar'/abar) noise. What held x_t = a x0 + s eps holds x_{t_next}
+    again. x, noise: (b, c, h, w); t <= t_next: (b,) long.
+    """
+    (a, s), (a_next, s_next) = schedule.coefficients(t, x), schedule.coefficients(t_next, x)
+    share = (a_next / a).where(_column(t != t_next, x), torch.ones_like(a))  # flow ends without a signal
+    return share * x + (s_next**2 - (share * s) ** 2).clamp_min(0).sqrt() * noise
+
+
+def ancestral_step(
+    schedule: NoiseSchedule,
+    prediction: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    t_next: Tensor,
+    noise: Tensor,
+    eta: float,
+) -> Tensor:
+    """x_t to the cleaner x_{t_next} (Song et al. 2021, Eq. 12 and 16): eta 0 is DDIM, eta 1 DDPM.
+
+    sigma = eta (s' / s) sqrt(s^2 - (a s' / a')^2), x' = a' x0_hat + sqrt(s'^2 - sigma^2) eps_hat + sigma noise, where
+    a', s' are those of t_next; the same for flow schedules. t_next <= t: (b,) long; where they are equal, x_t stays.
+    """
+    (a, s), (a_next, s_next) = schedule.coefficients(t, x_t), schedule.coefficients(t_next, x_t)
+    sigma = eta * s_next / s * (s**2 - (a * s_next / a_next) ** 2).clamp_min(0).sqrt()
+    x0_hat, eps_hat = schedule.x0_from(prediction, x_t, t), schedule.eps_from(prediction, x_t, t)
+    kept = (s_next**2 - sigma**2).clamp_min(0).sqrt()
+    there = a_next * x0_hat + kept * eps_hat + sigma * noise
+    return there.where(_column(t != t_next, x_t), x_t)
+
+
+def _column(rows: Tensor, like: Tensor) -> Tensor:
+    """(b,) -> (b, 1, ...), on the device of `like`."""
+    return rows.to(like.device).view((-1,) + (1,) * (like.ndim - 1))
+
+
+def shared_timestep(t: Tensor, threshold: int = 100, intervals: int = 5) -> Tensor:
+    """f(t) of E-TSDM (Yang et al. 2023): below `threshold` the left end of t's interval, t elsewhere.
+
+    t: any shape; integer timesteps, or T sigma of flow models. intervals: equally long ones below the threshold; as
+    many as the threshold leave integers as they are. Raises ValueError where they do not divide it.
+    """
+    if threshold < 1 or intervals < 1 or threshold % intervals:
+        raise ValueError(f"intervals must divide threshold, both 1 or more; got {intervals} and {threshold}.")
+    return (t - t % (threshold // intervals)).where(t < threshold, t)
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:

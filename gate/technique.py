@@ -54,7 +54,7 @@ class Technique:
     (two such do not compose); `seedless`, whether the noise seed plays no part, so that one seed is measured for all of
     them; `neutral`, settings under which it equals vanilla bit for bit (None = it has none); `variants`, further names
     with their settings; `aliases`, old names and what each is called now; `compositions`, names with `+` that belong to
-    `all`; `listed`, whether it is in `all` itself.
+    `all`; `listed`, whether it is in `all` itself; `unlisted`, why a technique is not, for `gate describe`.
     """
 
     name: ClassVar[str] = ""
@@ -72,6 +72,7 @@ class Technique:
     aliases: ClassVar[Mapping[str, str]] = {}
     compositions: ClassVar[tuple[str, ...]] = ()
     listed: ClassVar[bool] = True
+    unlisted: ClassVar[str] = ""
 
     @property
     def attaches(self) -> bool:

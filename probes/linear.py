@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from gate.measure import confusion_slope
 from gate.probe import Folds, Probe, classify
-from gate.ridge import Ridge, balanced_ridge, blurred
+from gate.ridge import Ridge, blurred, one_hot_ridge
 from gate.sample import SampleSet
 
 Array = npt.NDArray[Any]
@@ -53,7 +53,7 @@ class Linear(Probe):
         fits = []
 
         def predict(train: Array, labels: Array, test: Array) -> Array:
-            fit = balanced_ridge(train, labels, self.alpha)
+            fit = one_hot_ridge(train, labels, self.alpha, balanced=True)
             fits.append((fit, train, labels, test))
             guess: Array = fit.present[(test @ fit.weights + fit.bias).argmax(axis=1)]
             return guess

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from gate.measure import confusion_slope
+from gate.measure import Figure, confusion_slope
 from gate.probe import Folds, Probe, chunks, grid_mask, map_counts, require_truth
-from gate.ridge import Ridge, balanced_ridge, blurred
+from gate.ridge import Ridge, blurred, one_hot_ridge
 from gate.sample import SampleSet
 
 Array = npt.NDArray[Any]
@@ -34,7 +34,9 @@ class PixelLinear(Probe):
     summary = "Mask class of every position from its feature vector, by ridge regression"
     source = "Label-scarce segmentation: Baranchuk et al. 2022 (arXiv 2112.03126); ridge in closed form"
     needs = "masks"
-    figure = "miou"
+    figure: ClassVar[Figure | Literal[""]] = "miou"
+
+    balanced: ClassVar[bool] = True  # classes, in the fit and among its positions
 
     def __init__(self, *, alpha: float = ALPHA, positions: int | None = POSITIONS, seed: int = 0) -> None:
         self.alpha, self.positions, self.seed = alpha, positions, seed
@@ -51,17 +53,13 @@ class PixelLinear(Probe):
         for fit in fits:
             present = fit.ridge.present
             slope, total = np.zeros((features.shape[1], len(present))), np.zeros(len(present))
-            for tested, flat in _held_out(features, fit.test):
+            for tested, flat in held_out(features, fit.test):
                 known = truth[tested]
                 each = slopes[np.maximum(known, 0)][..., present] * (known >= 0)[..., None]  # (m, h w, k')
                 blur = blurred(fit.responses(flat), each.swapaxes(1, 2), BLUR)
                 slope += np.einsum("mck->ck", np.matmul(flat, blur.swapaxes(1, 2)))
                 total += blur.sum(axis=(0, 2))
-            slope = (slope - np.outer(fit.mean, total)) / fit.std[
-                :, None
-            ]  # by the weights of standardised columns
-            left_out = fit.ridge.influence((fit.rows - fit.mean) / fit.std, fit.y, slope, total)
-            change += np.bincount(fit.owner, left_out, minlength=len(features))
+            change += fit.left_out(slope, total, len(features))
         return counts, change
 
     def _fitted(
@@ -69,6 +67,15 @@ class PixelLinear(Probe):
     ) -> tuple[npt.NDArray[np.int64], list[Fit]]:
         """Counts, and the fit of each fold that had anything to learn from."""
         k = require_truth(samples, features, folds, "masks")
+        truth, fits = self.fits(features, samples, folds, k)
+        predicted = np.zeros_like(truth)  # nothing labelled to learn from: class 0 everywhere
+        for fit in fits:
+            for tested, flat in held_out(features, fit.test):
+                predicted[tested] = fit.ridge.present[fit.responses(flat).argmax(axis=1)]
+        return map_counts(truth, predicted, k), fits
+
+    def fits(self, features: Array, samples: SampleSet, folds: Folds, k: int) -> tuple[Array, list[Fit]]:
+        """Classes of all positions, (n, h w), -1 unlabelled, and the fit of each fold that could learn anything."""
         _, c, h, w = features.shape
         truth, chosen = self._truth(samples, (h, w), k)
         rows = [
@@ -76,17 +83,14 @@ class PixelLinear(Probe):
             for part, maps in chunks(features)
             for feature, at in zip(maps, chosen[part], strict=True)
         ]
-        predicted, fits = np.zeros_like(truth), []
+        fits = []
         for train, test in folds:
             y = np.concatenate([truth[i][chosen[i]] for i in train])
-            if len(y) == 0:
-                continue  # nothing labelled to learn from: class 0 everywhere
-            owner = np.repeat(train, [len(chosen[i]) for i in train])
-            fit = fit_ridge(np.concatenate([rows[i] for i in train]), y, self.alpha, owner, test)
-            fits.append(fit)
-            for tested, flat in _held_out(features, test):
-                predicted[tested] = fit.ridge.present[fit.responses(flat).argmax(axis=1)]
-        return map_counts(truth, predicted, k), fits
+            if len(y):
+                owner = np.repeat(train, [len(chosen[i]) for i in train])
+                of_fold = np.concatenate([rows[i] for i in train])
+                fits.append(fit_ridge(of_fold, y, self.alpha, owner, test, balanced=self.balanced))
+        return truth, fits
 
     def _truth(self, samples: SampleSet, grid: tuple[int, int], k: int) -> tuple[Array, list[Array]]:
         """Classes of all positions, (n, h w), and the training positions of each sample: one set for all techniques."""
@@ -98,12 +102,14 @@ class PixelLinear(Probe):
         return known[2], known[3]
 
     def _choose(self, truth: Array, identity: str) -> Array:
-        """Training positions of a sample, ascending: round robin over its classes, each in random order."""
+        """Training positions of a sample, ascending: round robin over its classes in random order, or just any."""
         labelled = np.flatnonzero(truth >= 0)
         if self.positions is None or len(labelled) <= self.positions:
             return labelled
         digest = hashlib.blake2b(f"positions/{self.seed}/{identity}".encode(), digest_size=8).digest()
         shuffled = np.random.default_rng(int.from_bytes(digest, "big")).permutation(labelled)
+        if not self.balanced:
+            return np.sort(shuffled[: self.positions])
         turn = np.empty(len(shuffled), dtype=np.int64)
         for value in np.unique(truth[shuffled]):
             of_class = np.flatnonzero(truth[shuffled] == value)
@@ -128,15 +134,28 @@ class Fit:
         folded = self.ridge.weights.T / self.std
         return np.asarray(np.matmul(folded, flat) + (self.ridge.bias - folded @ self.mean)[:, None])
 
+    def left_out(self, slope: Array, total: Array, n: int) -> Array:
+        """What training without each of n samples would add to a figure, (n,), to first order.
 
-def fit_ridge(rows: Array, y: Array, alpha: float, owner: Array, test: Array) -> Fit:
-    """Ridge onto one-hot targets with balanced classes and standardised columns. rows: (m, c) float32; y: (m,) int."""
+        slope (c, k'), total (k',): the figure's derivatives by the weights of the raw columns, and by the bias.
+        """
+        by_weights = (slope - np.outer(self.mean, total)) / self.std[:, None]
+        change = self.ridge.influence((self.rows - self.mean) / self.std, self.y, by_weights, total)
+        return np.bincount(self.owner, change, minlength=n)
+
+
+def fit_ridge(
+    rows: Array, y: Array, alpha: float, owner: Array, test: Array, *, balanced: bool = True
+) -> Fit:
+    """Ridge onto one-hot targets with standardised columns. rows: (m, c) float32; y: (m,) int."""
     mean, std = rows.mean(axis=0), rows.std(axis=0)
     std[std == 0] = 1
-    return Fit(balanced_ridge((rows - mean) / std, y, alpha), mean, std, rows, y, owner, test)
+    return Fit(
+        one_hot_ridge((rows - mean) / std, y, alpha, balanced=balanced), mean, std, rows, y, owner, test
+    )
 
 
-def _held_out(features: Array, test: Array) -> Iterator[tuple[Array, Array]]:
+def held_out(features: Array, test: Array) -> Iterator[tuple[Array, Array]]:
     """Which samples, and their maps (m, c, h w), a chunk at a time."""
     held_out = np.zeros(len(features), dtype=np.bool_)
     held_out[test] = True

@@ -20,8 +20,9 @@ class SharedTimestep(Technique):
     threshold.
 
     The noise level stays at t; only what the denoiser is told changes. E-TSDM retrains with the shared
-    condition; here the frozen denoiser is told it (ours). threshold: shared below it. intervals: how many
-    share it.
+    condition; here the frozen denoiser is told it (ours), unless it was fitted so: `gate fit lora
+    --shared-below 100`. Flow models are told T sigma, which is what is shared there. threshold: shared below
+    it. intervals: how many there are below it; as many as the threshold are vanilla.
     """
 
     name = "shared-timestep"
@@ -40,10 +41,13 @@ class SharedTimestep(Technique):
             )
 
     def shared(self, t: Tensor) -> Tensor:
-        """f(t). t: any shape, long."""
-        width = self.threshold // self.intervals
-        left = t - t % width
-        return left.where(t < self.threshold, t)
+        """f(t). t: any shape, what the denoiser would be told."""
+        from gate.schedule import shared_timestep
+
+        return shared_timestep(t, self.threshold, self.intervals)
 
     def denoise(self, request: Request, call_next: CallNext) -> Response:
-        return call_next(request.with_(t_condition=self.shared(request.t_condition)))
+        if self.intervals == self.threshold:  # on whole numbers the identity, and T sigma is none
+            return call_next(request)
+        told = request.batch.backbone.schedule.told(request.t_condition)
+        return call_next(request.with_(t_condition=self.shared(told)))

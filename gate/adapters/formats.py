@@ -7,6 +7,7 @@ from collections.abc import Mapping
 LORA_FILE = "pytorch_lora_weights.safetensors"
 OVER_FITTED = "over-fitted"  # the folder of the last step's weights in a fit
 CLEANDIFT_FILE = "cleandift_unet.safetensors"
+INFO_LATENT_FILE = "info_latent.safetensors"
 WORDS_FILE = "learned_embeds.safetensors"
 WORD_TEMPLATE = "{token} {prompt}"  # where a learned word stands in a prompt
 IP_ADAPTER_FILE, IMAGE_ENCODER = "ip-adapter.safetensors", "image_encoder"
@@ -17,3 +18,5 @@ PUBLIC_IP_ADAPTERS: Mapping[int, tuple[str, str, str]] = {
 }
 CONTROL_IMAGES = ("canny", "soft-edges", "tile", "depth")
 DEPTH_MODEL = "Intel/dpt-large"
+# by the width of the denoiser's cross-attention
+PUBLIC_SMOOTH_LORAS: Mapping[int, str] = {768: "shi-labs/smooth-diffusion-lora"}

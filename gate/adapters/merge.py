@@ -81,6 +81,9 @@ def lora_weights(backbone: Backbone, source: str, weight_name: str, scale: float
         raise ConfigurationError(
             f"{source!r} holds no safetensors, whatever its name says; pickled weights are never loaded."
         ) from error
+    if not any(key.startswith((*(f"{part}." for part in parts), "transformer.")) for key in state):
+        state = {f"unet.{key}": value for key, value in state.items()}  # a denoiser's own `save_attn_procs`
+        alphas = {f"unet.{key}": value for key, value in (alphas or {}).items()} or alphas
     if metadata:  # peft imports the module that `megatron_core` names
         metadata = {key: value for key, value in metadata.items() if "megatron" not in key}
     before = {name: parameter.detach().clone() for name, parameter in _parameters(backbone).items()}

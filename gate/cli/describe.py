@@ -29,6 +29,7 @@ _FACTS = (
     "needs",
     "figure",
     "scale_invariant",
+    "standard",
     "weakness",
 )
 
@@ -118,6 +119,7 @@ def _technique(name: str) -> dict[str, Any] | None:
     cls = plugin.cls
     return {
         **facts,
+        "not_in_all": cls.unlisted,
         "neutral": cls.neutral,
         "variants": cls.variants,
         "aliases": cls.aliases,
@@ -190,7 +192,7 @@ def _text(key: str, value: Any) -> str:
     if key == "cost" and isinstance(value, Mapping):
         each = f"{value['per_image']:g} once per image + {value['per_pass']:g} per timestep and noise seed"
         return f"{value['calls']:g} (denoiser calls: {each})"
-    if key in ("negative_control", "replaces_latent", "scale_invariant"):
+    if key in ("negative_control", "replaces_latent", "scale_invariant", "standard"):
         return "yes" if value else "no"
     if key == "range" and value:
         return f"{value[0]:g} to {value[1]:g}"

@@ -14,7 +14,8 @@ def fit(
         str,
         typer.Argument(
             metavar="NAME",
-            help="What to fit: lora, controlnet, t2i-adapter, ip-adapter, textual-inversion, cleandift.",
+            help="What to fit: lora, smooth-lora, controlnet, t2i-adapter, ip-adapter, textual-inversion, cleandift, "
+            "info-latent.",
         ),
     ],
     images: Annotated[str | None, flag("Your images; captions as for gate screen.", "", "DIR")] = None,
@@ -39,6 +40,11 @@ def fit(
         str | None, flag("The word of a textual inversion.", "the folder's name", "WORD")
     ] = None,
     vectors: Annotated[int | None, flag("How many vectors it has.", "4", "N")] = None,
+    smoothness: Annotated[float | None, flag("Weight of smooth-lora's penalty.", "1", "X")] = None,
+    shared_below: Annotated[
+        int | None, flag("Learn under a shared timestep condition below it (E-TSDM: 100).", "off", "T")
+    ] = None,
+    shared_intervals: Annotated[int | None, flag("Intervals below it.", "5", "N")] = None,
     check_every: Annotated[int | None, flag("Steps between checkpoints.", "50", "N")] = None,
     sheet: Annotated[int | None, flag("Images on the sample sheet.", "4", "N")] = None,
     seed: Annotated[int | None, flag("The seed of everything random.", "0", "N")] = None,

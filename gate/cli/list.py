@@ -133,22 +133,30 @@ def _plugins(kind: Literal["probe", "metric"], facts: tuple[str, ...]) -> Rows:
 
 
 def _probes(backbone: str) -> tuple[Rows, Columns]:
-    rows = _plugins("probe", ("needs", "figure", "direction", "range"))
+    rows = _plugins("probe", ("needs", "figure", "direction", "range", "standard"))
     return rows, {
         "name": _name,
         "needs": lambda r: r.get("needs", ""),
         "figure": lambda r: r.get("figure", ""),
         "better": lambda r: r.get("direction", ""),
+        "measured": _when,
         "summary": _summary,
     }
 
 
+def _when(row: Mapping[str, Any]) -> str:
+    return {True: "unasked", False: "when named"}.get(row.get("standard", ""), "")
+
+
 def _metrics(backbone: str) -> tuple[Rows, Columns]:
-    rows = _plugins("metric", ("compares", "unit", "direction", "range", "scale_invariant", "weakness"))
+    rows = _plugins(
+        "metric", ("compares", "unit", "direction", "range", "scale_invariant", "weakness", "standard")
+    )
     return rows, {
         "name": _name,
         "compares": lambda r: r.get("compares", ""),
         "better": lambda r: r.get("direction", ""),
+        "measured": _when,
         "summary": _summary,
     }
 

@@ -61,7 +61,7 @@ class CleanDiftTrainer(Trainer):
         texts: list[str],
     ) -> Tensor:
         a, s = self.backbone.schedule.coefficients(t, x_t)
-        embeds, now = self.backbone.encode_prompts(texts).prompt_embeds, t.to(x_t.device)
+        embeds, now = self.backbone.encode_prompts(texts).prompt_embeds, self.told(t).to(x_t.device)
         with torch.no_grad(), capture(self.teacher, self.paths) as seen:
             self.teacher(x_t, now, embeds, return_dict=False)
             noisy = dict(seen)

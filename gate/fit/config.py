@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gate.errors import UsageError, known_settings, wrong_setting
 from gate.sample import MIN_SAMPLES
@@ -16,7 +16,9 @@ class FitConfig(BaseModel):
     samples: images, of which the share `held_out`, at most 64, is kept apart to judge by. rate, text_rate: of the
     denoiser's and the text encoder's adapters. alpha: the LoRA's scaling is alpha / rank. control: what a ControlNet or
     T2I-Adapter is shown. token, vectors: the word of a textual inversion, "" for the output folder's name, and how many
-    vectors it has. check_every: steps between two looks at the held-out images, each of which writes a checkpoint.
+    vectors it has. smoothness: weight of smooth-lora's penalty. shared_below, shared_intervals: below this timestep the
+    denoiser learns under one timestep condition per interval (E-TSDM; 0: under its own). check_every: steps between two
+    looks at the held-out images, each of which writes a checkpoint.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -37,6 +39,9 @@ class FitConfig(BaseModel):
     control: str = "canny"
     token: str = ""
     vectors: int = Field(4, ge=1)
+    smoothness: float = Field(1.0, ge=0)
+    shared_below: int = Field(0, ge=0)
+    shared_intervals: int = Field(5, ge=1)
     check_every: int = Field(50, ge=1)
     sheet: int = Field(4, ge=0)
     seed: int = Field(0, ge=0, lt=2**32)
@@ -50,6 +55,15 @@ class FitConfig(BaseModel):
         if value is not None and not value.strip():
             raise ValueError("it is empty; give a value, or leave it out")
         return value
+
+    @model_validator(mode="after")
+    def _divided(self) -> FitConfig:
+        if self.shared_below % self.shared_intervals:
+            raise ValueError(
+                f"shared_intervals must divide shared_below, and {self.shared_intervals} does not divide "
+                f"{self.shared_below}"
+            )
+        return self
 
     def facts(self) -> dict[str, Any]:
         """What must be equal for a fit to be resumed: not where it is written, how long it runs, or where."""

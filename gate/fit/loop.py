@@ -124,7 +124,9 @@ def _folder(config: FitConfig, resume: bool) -> Path:
     if resume:
         if not (folder / CHECKPOINT).is_file():
             raise UsageError(f"{folder} holds no checkpoint to resume from.")
-        if json.loads(began.read_text(encoding="utf-8"))["config"] != facts:
+        known = json.loads(began.read_text(encoding="utf-8"))["config"]
+        usual = FitConfig.model_validate({"name": config.name}).facts()  # an older fit lacks later settings
+        if {**usual, **known} != facts:
             raise ConfigurationError(f"{folder} was fitted with other settings; resume with the same ones.")
         return folder
     try:
@@ -218,6 +220,7 @@ def _step(
     while True:
         try:
             optimiser.zero_grad(set_to_none=True)
+            trainer.begin_step()
             total = 0.0
             for i in range(0, b, course.micro):
                 part = slice(i, i + course.micro)
@@ -236,6 +239,7 @@ def _step(
         raise ConfigurationError(f"The loss is {total} at step {course.step}; lower the rate.")
     torch.nn.utils.clip_grad_norm_(trainer.parameters, 1.0)
     optimiser.step()
+    trainer.end_step()
     return total
 
 

@@ -107,7 +107,7 @@ def sheet(trainer: Trainer, backbone: Backbone, material: Material, config: FitC
         torch.randn(shape, generator=torch.Generator().manual_seed(config.seed + k)) for k in range(len(rows))
     ]).to(material.x0)  # fmt: skip
     plain = _sample(backbone, noise, texts, trainer.plain)
-    fitted = _sample(backbone, noise, texts, lambda x, t, c: trainer.predict(x, t, c, rows))
+    fitted = _sample(backbone, noise, texts, lambda x, t, c: trainer.predict(x, trainer.told(t), c, rows))
     images = [np.stack([material.samples[row].image for row in rows]), plain, fitted]
     canvas = Image.new("RGB", (TILE * len(rows), TILE * len(images)), "white")
     for y, line in enumerate(images):
@@ -174,6 +174,8 @@ def screen_command(config: FitConfig) -> str:
         plain = False
     weights = weights if plain else repr(weights)
     name = f"{config.name}[weights={weights}]"
+    if config.shared_below:
+        name = f"shared-timestep[threshold={config.shared_below},intervals={config.shared_intervals}]+{name}"
     given = config.model_dump(exclude_defaults=True, include={"images", "captions", "data", "backbone"})
     flags = [text for key, value in given.items() for text in (f"--{key}", value)]
     return shlex.join(["gate", "screen", *flags, "--techniques", f"{name},prompt+{name}"])

@@ -23,8 +23,10 @@ SMALL = 50e6  # parameters
 _HOMES = {
     "cleandift": "gate.fit.cleandift:CleanDiftTrainer",
     "controlnet": "gate.fit.controlnet:ControlNetTrainer",
+    "info-latent": "gate.fit.info_latent:InfoLatentTrainer",
     "ip-adapter": "gate.fit.ip_adapter:IpAdapterTrainer",
     "lora": "gate.fit.lora:LoraTrainer",
+    "smooth-lora": "gate.fit.smooth_lora:SmoothLoraTrainer",
     "t2i-adapter": "gate.fit.t2i_adapter:T2iAdapterTrainer",
     "textual-inversion": "gate.fit.textual_inversion:TextualInversionTrainer",
 }
@@ -32,14 +34,15 @@ _HOMES = {
 
 def create_trainer(config: FitConfig, backbone: Backbone, samples: SampleSet) -> Trainer:
     """The trainer of `config.name`, attached to the backbone. Raises UsageError for an unknown name."""
-    home = find_trainer(config.name)
-    if backbone.family != "unet":
+    module, _, name = find_trainer(config.name).partition(":")
+    made: type[Trainer] = getattr(importlib.import_module(module), name)
+    if made.families.isdisjoint({backbone.family, *backbone.traits}):
         raise ConfigurationError(
-            f"gate fit serves latent UNets with one text encoder (Stable Diffusion 1 and 2 and kin); {backbone.name} "
-            f"is {backbone.family}. Public weights for it can be screened all the same."
+            f"gate fit {config.name} serves latent UNets with one text encoder (Stable Diffusion 1 and 2 and kin); "
+            f"{backbone.name} is {backbone.family}. Public weights for it can be screened all the same."
         )
-    module, _, name = home.partition(":")
-    trainer: Trainer = getattr(importlib.import_module(module), name)(backbone, config, samples)
+    trainer = made(backbone, config, samples)
+    trainer.shared = (config.shared_below, config.shared_intervals)
     return trainer
 
 
@@ -72,24 +75,44 @@ class Trainer(abc.ABC):
     """Attached on construction; `release` gives the backbone back as it was.
 
     groups: parameters with their rates, as an optimiser takes them. steps: default length. measure: what the loss is,
-    for the report. generates: whether what is fitted paints images, for a sheet of samples.
+    for the report. families: of backbone it serves, or traits of them, as a technique's. generates: whether what is
+    fitted paints images, for a sheet of samples. shared: threshold and intervals of a shared timestep condition
+    (`told`); a threshold of 0 is none.
     """
 
     measure: ClassVar[str] = "eps error"
     generates: ClassVar[bool] = True
+    families: ClassVar[frozenset[str]] = frozenset({"unet"})
 
     backbone: Backbone
     groups: list[dict[str, Any]]
     steps: int
+    shared: tuple[int, int] = (0, 1)
+
+    def told(self, t: Tensor) -> Tensor:
+        """What the denoiser is told of t while it learns, (b,): t, or the left end of its interval (E-TSDM)."""
+        from gate.schedule import shared_timestep
+
+        threshold, intervals = self.shared
+        return shared_timestep(t, threshold, intervals) if threshold else t
 
     def loss(self, x_t: Tensor, eps: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:
         """(b,) float32, the mean squared eps error of each row. x_t, eps: (b, c, h, w)."""
-        return self._error(self.predict(x_t, t, texts, rows), x_t, eps, t)
+        return self._error(self.predict(x_t, self.told(t), texts, rows), x_t, eps, t)
+
+    def begin_step(self) -> None:  # noqa: B027
+        """Before each attempt at a step: one that ran out of memory is made again."""
+
+    def end_step(self) -> None:  # noqa: B027
+        """After the optimiser's step, for what a trainer follows besides its gradients."""
+
+    def __init__(self, backbone: Backbone, config: FitConfig, samples: SampleSet) -> None:  # noqa: B027
+        """Made of these three; a trainer sets what is listed above."""
 
     @abc.abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:
-        """The denoiser's prediction with what is fitted, (b, c, h, w). t: (b,) long; texts: b prompts; rows: which
-        of the samples."""
+        """The denoiser's prediction with what is fitted, (b, c, h, w). t: (b,) long, what it is told; texts: b
+        prompts; rows: which of the samples."""
 
     @abc.abstractmethod
     def save(self, folder: Path) -> None:

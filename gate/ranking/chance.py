@@ -30,18 +30,15 @@ def beats_chance(
 ) -> bool:
     """Whether the error lies below that of guesses as frequent as the probe's, which do not look at the features.
 
-    In all but `alpha` of the bootstrap resamples, by the mean over cells. counts: (n, cells, k, k). A probe that has no
-    figure states no chance: True. With one sample a class nothing can be learned of a class: every guess is wrong.
+    In all but `alpha` of the bootstrap resamples, by the mean over cells. counts: (n, cells, ...), what the probe gave.
+    A probe that cannot say what a reader of nothing would make (`Probe.blind_error`) is believed: True. With one
+    sample a class nothing can be learned of a class: every guess is wrong.
     """
-    if not probe.figure:
-        return True
     columns = probe.columns(counts)
     n, cells = columns.shape[:2]
-
     drawn = resample_counts(np.random.default_rng(seed), n, resamples)
     sums = (drawn @ columns.reshape(n, -1)).reshape(resamples, cells, -1)
-    true, predicted, _ = np.moveaxis(sums.reshape(resamples, cells, 3, -1), 2, 0)
-    tested = np.maximum(true.sum(axis=-1, keepdims=True), 1)
-    blind = np.concatenate([true, predicted, true * predicted / tested], axis=-1)
-    errors = [probe.error_of_sums(each, np.array(n)) for each in (blind, sums)]
-    return bool(np.quantile((errors[0] - errors[1]).mean(axis=-1), alpha) > 0)
+    blind = probe.blind_error(sums, np.array(n))
+    if blind is None:
+        return True
+    return bool(np.quantile((blind - probe.error_of_sums(sums, np.array(n))).mean(axis=-1), alpha) > 0)

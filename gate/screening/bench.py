@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gate.backbone import Backbone, pixels
@@ -17,7 +20,7 @@ from gate.extraction.plan import usual_batch
 from gate.measure import Measure
 from gate.metric import Compares, Metric
 from gate.passes import Plan, stream
-from gate.probe import Folds, Probe, make_folds
+from gate.probe import Folds, Probe, make_folds, probe_map
 from gate.registry import select_plugins
 from gate.request import Response
 from gate.sample import MIN_SAMPLES, SampleSet
@@ -64,6 +67,16 @@ class Bench:
     pca_basis: Basis
     memo: Memo
     scratch: Path | None = None
+
+    @functools.cached_property
+    def reference_maps(self) -> NDArray[np.float32]:
+        """The map of each sample's reference features, (n, c, h, w): what probes against the reference read."""
+        n, size = len(self.samples), self.batch_size
+        shelf = Shelf(n, folder=self.scratch)
+        for i in range(0, n, size):
+            rows = slice(i, min(i + size, n))
+            shelf.put(rows, probe_map(self.reference(rows).features))
+        return shelf.array()
 
     def comparing(self, what: Compares) -> list[Metric]:
         """The metrics that compare features, predictions, images or whole passes."""
@@ -123,8 +136,14 @@ def open_bench(config: ScreenConfig, *, scratch: Path | None = None, log: Log = 
         raise ConfigurationError(
             f"A screening needs {MIN_SAMPLES} images or more; {samples.name} has {len(samples)}."
         )
-    metrics = select_plugins("metric", config.metrics)
-    probes = [p for p in select_plugins("probe", config.probes) if _served(p, samples, config.probes, log)]
+    metrics = [
+        m
+        for m in select_plugins("metric", config.metrics)
+        if _served(m, backbone, samples, config.metrics, log)
+    ]
+    probes = [
+        p for p in select_plugins("probe", config.probes) if _served(p, backbone, samples, config.probes, log)
+    ]
     return prepare(backbone, samples, config, metrics, probes, scratch=scratch)
 
 
@@ -173,13 +192,24 @@ def prepare(
     )
 
 
-def _served(probe: Probe, samples: SampleSet, asked: tuple[str, ...], log: Log) -> bool:
-    """Whether the samples carry what a probe learns from; named probes are refused, the default ones left out."""
-    present = {"labels": samples.has_labels, "masks": samples.has_masks, "": True}[probe.needs]
-    if not present and asked != ("all",):
+def _served(
+    measure: Metric | Probe, backbone: Backbone, samples: SampleSet, asked: tuple[str, ...], log: Log
+) -> bool:
+    """Whether samples and backbone have what it reads; what is named is refused, of `standard` and `all` left out."""
+    kind, needs, reason = (
+        ("metric", measure.needs, "")
+        if isinstance(measure, Metric)
+        else ("probe", frozenset({measure.needs}), measure.refuses(backbone))
+    )
+    present = {"labels": samples.has_labels, "masks": samples.has_masks}
+    missing = [what for what, there in present.items() if what in needs and not there]
+    named = asked not in (("all",), ("standard",))
+    if missing and named:
         raise ConfigurationError(
-            f"The probe {probe.name} needs {probe.needs}, and {samples.name} has none; add them."
+            f"The {kind} {measure.name} needs {missing[0]}, and {samples.name} has none; add them."
         )
-    if not present:
-        log(f"probe {probe.name} is left out: {samples.name} has no {probe.needs}")
-    return bool(present)
+    if reason and named:
+        raise ConfigurationError(f"The {kind} {measure.name} cannot be asked: {reason} Leave it out.")
+    if missing or reason:
+        log(f"{kind} {measure.name} is left out: {reason or f'{samples.name} has no {missing[0]}'}")
+    return not (missing or reason)

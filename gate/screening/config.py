@@ -48,8 +48,8 @@ class ScreenConfig(BaseModel):
     sigma: tuple[float, ...] | None = None
     seeds: int = Field(2, ge=1)
     layers: tuple[str, ...] = ("paper",)
-    metrics: tuple[str, ...] = ("all",)
-    probes: tuple[str, ...] = ("all",)
+    metrics: tuple[str, ...] = ("standard",)
+    probes: tuple[str, ...] = ("standard",)
     folds: int = Field(4, ge=2)
     image_samples: int = Field(4, ge=0)
     strength: float = Field(0.7, gt=0, le=1)

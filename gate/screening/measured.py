@@ -1,9 +1,10 @@
 """The numbers of one technique, and the fold that makes them from a stream of passes."""
 
+# long: one fold, additive over samples; its parts share every axis
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ from gate.backbone import pixels
 from gate.carried import IMAGES, Grids
 from gate.errors import PluginError
 from gate.metric import Metric, Pass
+from gate.noise_path import walk
 from gate.passes import Passed, Plan, reconstruct, single_pass
-from gate.probe import probe_map
+from gate.probe import Probe, probe_map
 from gate.request import Request, Response
 from gate.screening.pictures import PCA_SAMPLES, pca_image, pca_layer
 from gate.screening.shelf import IN_MEMORY, Shelf
@@ -100,7 +102,7 @@ class Tally:
             self.out.prediction[metric.name] = np.full(
                 (*shape[:2], self.n, *_wide(metric)), np.nan, np.float32
             )
-        self.maps: dict[Cell, Shelf] = {}
+        self.maps: dict[tuple[str, Cell], Shelf] = {}  # "": the features', for all probes that read those
         self.squares = torch.zeros(len(plan.layers), dtype=torch.float64)
         self.passes = self.call_rows = self.condition_rows = self.seconds = 0.0
         self.own: dict[str, Tensor] = {}
@@ -108,6 +110,7 @@ class Tally:
         self.own_rows = slice(0, 0)
         self.grids = [Grids() for _ in plan.timesteps]
         self.images: list[Tensor] = []
+        self.walked: dict[str, list[Singles]] = {metric.name: [] for metric in bench.comparing("path")}
         self.generated = min(config.image_samples, len(plan.samples))
         self.starts_clean = False
 
@@ -129,8 +132,7 @@ class Tally:
         self._shift(passed, (i, s), rows)
         self._error(passed, (i, s), rows)
         features = passed.response.features
-        if self.bench.probes:
-            self._shelf((i, s)).put(rows, probe_map(features))
+        self._read(passed, (i, s), rows)
         if s == 0 and self.start == 0 and passed.rows.start < IMAGES:
             self.grids[i].add(features)
         self.squares += n * torch.stack([_mean_square(f) for f in features.values()]).cpu()
@@ -140,11 +142,19 @@ class Tally:
         self.call_rows += passed.calls * n
         self.seconds += passed.seconds
 
-    def _shelf(self, cell: Cell) -> Shelf:
-        if cell not in self.maps:
+    def _read(self, passed: Passed, cell: Cell, rows: slice) -> None:
+        """What the probes will learn from: one map for those of features, a reading for each of the others."""
+        if any(probe.reads == "features" for probe in self.bench.probes):
+            self._shelf("", cell).put(rows, probe_map(passed.response.features))
+        for probe in self.bench.probes:
+            if probe.reads == "passes" and (cell == (0, 0) or not probe.once):
+                self._shelf(probe.name, cell).put(rows, probe.read(self._seen(passed, ("second-pass",))))
+
+    def _shelf(self, of: str, cell: Cell) -> Shelf:
+        if (of, cell) not in self.maps:
             cells = len(self.plan.timesteps) * len(self.plan.seeds)
-            self.maps[cell] = Shelf(self.n, folder=self.bench.scratch, limit=IN_MEMORY // cells)
-        return self.maps[cell]
+            self.maps[of, cell] = Shelf(self.n, folder=self.bench.scratch, limit=IN_MEMORY // cells)
+        return self.maps[of, cell]
 
     def _shift(self, passed: Passed, cell: Cell, rows: slice) -> None:
         for j, layer in enumerate(self.plan.layers):
@@ -166,15 +176,14 @@ class Tally:
             error = metric.error(eps=request.eps, eps_hat=eps_hat, x0=x0, x0_hat=x0_hat)
             self.out.prediction[metric.name][(*cell, rows)] = metric.rows(error, len(x0))
         for metric in self.bench.comparing("pass"):
-            found = metric.measure(self._seen(passed, metric))
+            found = metric.measure(self._seen(passed, metric.needs))
             self.out.prediction[metric.name][(*cell, rows)] = metric.rows(found, len(x0))
 
-    def _seen(self, passed: Passed, metric: Metric) -> Pass:
+    def _seen(self, passed: Passed, needs: Collection[str]) -> Pass:
         """The whole pass; another one goes through the technique as it is attached, and is not counted."""
-        gradients = "gradients" in metric.needs
 
         def again(request: Request) -> Response:
-            with torch.set_grad_enabled(gradients):
+            with torch.set_grad_enabled("gradients" in needs):
                 return single_pass(self.plan.technique, request, self.plan.layers)
 
         return Pass(
@@ -182,7 +191,8 @@ class Tally:
             passed.response,
             self.reference,
             self.own,
-            again if metric.needs & {"gradients", "second-pass"} else None,
+            again if {"gradients", "second-pass"}.intersection(needs) else None,
+            self.bench.samples[passed.rows].samples if {"labels", "masks"}.intersection(needs) else (),
         )
 
     def _reconstruct(self, passed: Passed) -> None:
@@ -205,6 +215,17 @@ class Tally:
         )
         self.starts_clean |= made is None
         self.images.append(torch.full_like(pixels(batch.samples), 0.5) if made is None else made)
+        for i in range(left if self.walked else 0):  # one at a time: a path is many images
+            alone = self.plan.batch(slice(passed.rows.start + i, passed.rows.start + i + 1))
+            frames = walk(
+                self.plan.technique,
+                alone,
+                passed.request.conditioning.rows([i]),
+                steps=config.image_steps,
+                seed=config.seed,
+            )
+            for metric in self.bench.comparing("path"):
+                self.walked[metric.name].append(metric.rows(metric.spread(frames), 1))
 
     @staticmethod
     def join(tallies: Iterable[Tally]) -> Tally:
@@ -221,15 +242,17 @@ class Tally:
             ours, theirs = getattr(self.out, tables), getattr(other.out, tables)
             for key in ours:
                 ours[key] = np.concatenate([ours[key], theirs[key]], axis=3 if tables == "shift" else 2)
-        for cell, theirs_ in other.maps.items():
+        for which, theirs_ in other.maps.items():
             joined = Shelf(n, folder=self.bench.scratch, limit=theirs_.limit)
-            for shelf, at in ((self.maps[cell], 0), (theirs_, self.n)):
+            for shelf, at in ((self.maps[which], 0), (theirs_, self.n)):
                 for i in range(0, shelf.n, self.plan.batch_size):
                     part = shelf.get(slice(i, min(i + self.plan.batch_size, shelf.n)))
                     joined.put(slice(at + i, at + i + len(part)), part)
-            self.maps[cell] = joined
+            self.maps[which] = joined
         for name in ("squares", "passes", "call_rows", "condition_rows", "seconds", "images"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name, found in other.walked.items():
+            self.walked[name] += found
         self.out.pca = other.out.pca if self.out.pca is None else self.out.pca
         self.starts_clean |= other.starts_clean
         self.n = n
@@ -246,9 +269,9 @@ class Tally:
         self._judge_images()
         cells = (len(self.plan.timesteps), len(self.plan.seeds))
         for probe in bench.probes:
-            assert bench.folds is not None
-            for (i, s), shelf in self.maps.items():
-                values, refit = probe.judge(shelf.array(), bench.samples, bench.folds)
+            source = "" if probe.reads == "features" else probe.name
+            for (i, s), shelf in ((cell, shelf) for (of, cell), shelf in self.maps.items() if of == source):
+                values, refit = self._judged(probe, shelf.array())
                 found = probe.stored(values)
                 if len(found) != self.n:
                     raise PluginError(f"Probe {probe.name!r} gives {len(found)} rows for {self.n} samples.")
@@ -257,12 +280,23 @@ class Tally:
                 counts[i, s] = found
                 if refit is not None:
                     out.refit.setdefault(probe.name, np.zeros((*cells, self.n), np.float32))[i, s] = refit
+            if probe.once:  # its one reading stands for every pass
+                for table in (out.counts, out.refit):
+                    if probe.name in table:
+                        table[probe.name][:] = table[probe.name][0, 0]
         if cells[1] < bench.config.seeds:  # a technique without a seed gives the same for each
             for table in (out.shift, out.prediction, out.counts, out.refit):
                 tables: dict[str, NDArray[Any]] = table
                 for key, values in tables.items():
                     tables[key] = np.repeat(values, bench.config.seeds, axis=1)
         return out
+
+    def _judged(self, probe: Probe, maps: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        bench = self.bench
+        assert bench.folds is not None
+        if probe.against == "reference":
+            return probe.compare(maps, bench.reference_maps, bench.samples, bench.folds), None
+        return probe.judge(maps, bench.samples, bench.folds)
 
     def _judge_images(self) -> None:
         if not self.images:
@@ -274,4 +308,5 @@ class Tally:
             * np.float32(np.nan if self.starts_clean else 1)
             for m in self.bench.comparing("image")
         }
+        self.out.image.update({name: np.concatenate(found) for name, found in self.walked.items()})
         self.out.reconstructions = (made.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()

@@ -150,7 +150,7 @@ def _row(
         "probes": {k: _interval(v) for k, v in e.probes.items()},
         "images": {
             metric.name: _image(metric, m, measured[VANILLA], bench.config.seed)
-            for metric in bench.comparing("image")
+            for metric in (*bench.comparing("image"), *bench.comparing("path"))
         },
         "feature_scale": _scale(m, measured[VANILLA]),
         "cost": {

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gate.request import Request, Response
 
 N = 6
+FRAMES = 10  # steps of a path
 DRIFTS = (0.0, 0.1, 1.0)  # of the standard deviation: how far the measured side lies from the truth
 TOLERANCE = 1e-4  # of the largest value: what another batch size may change in float32
 
@@ -132,18 +133,24 @@ class _Examination(abc.ABC):
 
 
 class _Pairs(_Examination):
-    """Metrics of two tensors: features, predictions or images."""
+    """Metrics of two tensors (features, predictions or images), and of paths from one image to another."""
 
     def __init__(self, metric: Metric, shape: tuple[int, ...] = ()) -> None:
         import torch
 
         super().__init__(metric)
-        shape = shape or ((N, 3, 32, 32) if metric.compares == "image" else (N, 24, 8, 8))
+        usual = (N, 3, 32, 32) if metric.compares in ("image", "path") else (N, 24, 8, 8)
+        shape = shape or usual
         generator = torch.Generator().manual_seed(0)
         self.truth, self.noise = (torch.rand(shape, generator=generator) for _ in range(2))
         self.given: list[tuple[Tensor, Tensor]] = []
 
     def side(self, drift: float) -> Tensor:
+        import torch
+
+        if self.metric.compares == "path":  # from one image to another, evenly without a drift
+            shares = [(k / FRAMES) ** (1 + drift) for k in range(FRAMES + 1)]
+            return torch.stack([self.truth + share * (self.noise - self.truth) for share in shares], dim=1)
         mixed = (self.truth + drift * (self.noise - 0.5)).clamp(0, 1)
         return mixed if self.metric.compares == "image" else self.truth + drift * self.noise
 
@@ -153,6 +160,8 @@ class _Pairs(_Examination):
             return self.metric.shift(side, truth)
         if self.metric.compares == "prediction":
             return self.metric.error(eps=truth, eps_hat=side, x0=truth, x0_hat=side)
+        if self.metric.compares == "path":
+            return self.metric.spread(side)
         return self.metric.distance(truth, side)
 
     def measured(self, drift: float, rows: slice = slice(None), turned: bool = False) -> Singles:
@@ -196,7 +205,7 @@ class _Pairs(_Examination):
     def shapes(self) -> str:
         shapes = (
             [(2, 3, 17, 40), (2, 3, 64, 64)]
-            if self.metric.compares == "image"
+            if self.metric.compares in ("image", "path")
             else [(2, 40, 1, 1), (2, 1, 3, 9)]
         )
         for shape in shapes:
@@ -234,7 +243,8 @@ class _Passes(_Examination):
         request = batch.request(50, 0)
         reference = again(batch.clean_request(), False).features
         wanted = again if needs & {"gradients", "second-pass"} else None
-        seen = Pass(request, again(request, False), reference, reference, wanted)
+        known = chosen[::-1] if turned else chosen
+        seen = Pass(request, again(request, False), reference, reference, wanted, tuple(known))
         found = self.metric.rows(self.metric.measure(seen), len(chosen))
         return found[::-1] if turned else found
 

@@ -67,9 +67,18 @@ class _Examination:
             features.setflags(write=False)
 
     def evaluate(
-        self, features: Array, samples: SampleSet | None = None, folds: Folds | None = None
+        self,
+        features: Array,
+        samples: SampleSet | None = None,
+        folds: Folds | None = None,
+        reference: Array | None = None,
     ) -> Array:
-        return np.asarray(self.probe.evaluate(features, samples or self.samples, folds or self.folds))
+        """What the probe gives; one against the reference compares with the planted truth, in the order of samples."""
+        samples, folds = samples or self.samples, folds or self.folds
+        if self.probe.against == "reference":
+            given = self.truth if reference is None else reference
+            return np.asarray(self.probe.compare(features, given, samples, folds))
+        return np.asarray(self.probe.evaluate(features, samples, folds))
 
     @cached_property
     def found(self) -> Array:
@@ -129,9 +138,8 @@ class _Examination:
 
     def order(self) -> str:
         turned = dataclasses.replace(self.samples, samples=self.samples.samples[::-1])
-        found = self.evaluate(
-            np.ascontiguousarray(self.truth[::-1]), turned, Folds(self.folds.assignment[::-1])
-        )[::-1]
+        maps = np.ascontiguousarray(self.truth[::-1])
+        found = self.evaluate(maps, turned, Folds(self.folds.assignment[::-1]), maps)[::-1]
         same = np.isclose(found, self.found, rtol=1e-3).mean()
         if not same >= AGREE:
             raise Broken(f"only {same:.0%} of its numbers stay when the samples come in the opposite order")

@@ -76,7 +76,8 @@ def test_every_setting_of_a_fit_can_be_given_to_its_command(
     config = FitConfig(
         name="textual-inversion", images="photos", captions="captions.csv", samples=12, held_out=0.3, steps=7,
         batch_size=2, rank=3, alpha=4.5, rate=1e-5, text_rate=0.25, control="depth", token="<a b>", vectors=2,
-        check_every=9, sheet=2, seed=5, device="cpu", dtype="bfloat16", output="out",
+        check_every=9, sheet=2, seed=5, device="cpu", dtype="bfloat16", output="out", smoothness=0.5, shared_below=60,
+        shared_intervals=3,
     )  # fmt: skip
     assert set(FitConfig.model_fields) - set(config.model_dump(exclude_defaults=True)) == {"backbone", "data"}
     assert understood(fit_command(config), monkeypatch) == config
@@ -84,7 +85,8 @@ def test_every_setting_of_a_fit_can_be_given_to_its_command(
     awkward = config.model_copy(update={"output": "out, put"})
     asked = understood(screen_command(awkward), monkeypatch)
     assert asked.images == "photos" and asked.captions == "captions.csv"
-    assert create_technique(asked.techniques[0]).settings["weights"] == "out, put"
+    shared, own = create_technique(asked.techniques[0]).settings.values()
+    assert own["weights"] == "out, put" and shared == {"threshold": 60, "intervals": 3}
     assert "[weights=out]" in screen_command(config), "quoted only where it must be"
 
 

@@ -13,7 +13,7 @@ from gate.probes.pixel_linear import PixelLinear
 from gate.ranking.comparison import Comparison
 from gate.ranking.entry import Evidence, Weights
 from gate.ranking.rank import rank
-from gate.ridge import balanced_ridge, blurred
+from gate.ridge import blurred, one_hot_ridge
 from gate.sample import Sample, SampleSet
 
 CLASSES, SIDE = 4, 8
@@ -55,7 +55,7 @@ def test_influence_is_the_derivative_by_a_rows_weight(columns):
         found = np.linalg.solve(design.T @ (w[:, None] * design) + penalty, design.T @ (w[:, None] * onehot))
         return float((found[:-1] * slope).sum() + (found[-1] * total).sum())
 
-    got = balanced_ridge(rows, y, 4.0).influence(rows, y, slope, total)
+    got = one_hot_ridge(rows, y, 4.0, balanced=True).influence(rows, y, slope, total)
     expected = [(figure(i, 1 - 1e-5) - figure(i, 1 + 1e-5)) / 2e-5 for i in range(60)]
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-7)
 

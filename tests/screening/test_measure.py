@@ -21,7 +21,7 @@ from gate.techniques.ddim_inversion import DdimInversion
 @pytest.fixture(scope="module")
 def bench(tiny: Backbone, scenes: SampleSet) -> Bench:
     settings = {"timesteps": (50, 300), "seeds": 2, "image_samples": 2, "image_steps": 2}
-    metrics = select_plugins("metric", ("all",))
+    metrics = select_plugins("metric", ("standard",))
     return prepare(tiny, scenes[:8], make_config(settings), metrics, [])
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from small_pipelines import build
 
+import gate
 from gate.backbone import Backbone
+from gate.data import load_data
 from gate.errors import UnsuitableError, UsageError
 from gate.passes import single_pass
 from gate.registry import create_technique
@@ -44,6 +49,25 @@ def test_shared_timestep_tells_but_does_not_move(batch: Batch) -> None:
     assert seen[0].t_condition.tolist() == [40] * len(batch) and seen[0].t.tolist() == [50] * len(batch)
     assert torch.equal(seen[0].x_t, original.x_t)
     assert torch.equal(above.features["mid"], vanilla(batch, 100).features["mid"])
+
+
+def test_flow_models_share_what_they_are_told(tmp_path: Path) -> None:
+    """On T sigma, not on the index: 100 and above bit for bit, below it the left end of the interval."""
+    flow = gate.load_backbone(str(build("sd3", tmp_path)), device="cpu", dtype="float32")
+    samples = load_data("scenes-held-out", n=1, size=flow.image_size)
+    seen: list[float] = []
+
+    def call(request):  # type: ignore[no-untyped-def]
+        seen.append(float(flow.schedule.told(request.t_condition)[0]))
+        return flow.denoise(request)
+
+    for t in (3, 20, 400):
+        request = flow.batch(samples.samples).request(t, 0)
+        plain = float(flow.schedule.told(request.t)[0])
+        with torch.no_grad():
+            SharedTimestep().denoise(request, call)
+        assert seen[-1] == (plain - plain % 20 if plain < 100 else plain)
+    assert SharedTimestep(intervals=100).denoise(request, lambda asked: asked) is request  # type: ignore[arg-type, comparison-overlap]
 
 
 def test_noise_ensemble_is_the_mean_over_its_seeds(batch: Batch) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gate.condition_search import NOISE, copies, search_calls
 from gate.errors import UnsuitableError, UsageError
 from gate.registry import create_technique
 from gate.request import Batch
 from gate.sample import SampleSet
-from gate.techniques.prompt_search import NOISE, PromptSearch, copies, search_calls
+from gate.techniques.prompt_search import PromptSearch
 
 CANDIDATES = ("a bird", "a tool", "a fruit on a green background", "a building")
 

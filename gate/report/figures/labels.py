@@ -142,6 +142,9 @@ def _leader(centre: Point, box: Box, scale: float) -> Line | None:
 def _crosses(line: Line, box: Box) -> bool:
     """Whether a line enters a box."""
     left, bottom, right, top = box
+    (x0, y0), (x1, y1) = line
+    if max(x0, x1) <= left or min(x0, x1) >= right or max(y0, y1) <= bottom or min(y0, y1) >= top:
+        return False
     if left < line[0][0] < right and bottom < line[0][1] < top:
         return True
     corners = (left, bottom), (right, bottom), (right, top), (left, top)

@@ -21,6 +21,7 @@ from gate.runs.schema import Row as Row
 # Okabe and Ito's palette: distinct under every common colour blindness; markers differ as well
 BLUE, ORANGE, VERMILION, GREEN, GREY, BAND = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#707070", "#EEF1F4"
 DPI = 150
+_PNG = {"compress_level": 3}  # a third of the time of zlib's default for a tenth more bytes
 TALLEST = 13.3  # inches: 2000 pixels, more is scrolled past and not looked at
 _RC = {
     "font.family": "DejaVu Sans",
@@ -63,7 +64,7 @@ def save(figure: Any, stem: Path) -> list[Path]:
     """Write PNG and SVG; the same figure gives the same bytes."""
     files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
     with one_move(files[0]) as file:
-        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None}, pil_kwargs=_PNG)
     figure.set_layout_engine("none")  # it is laid out already; doing it again takes a tenth of the time
     with one_move(files[1]) as file:
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})

@@ -36,6 +36,8 @@ MEASURED = {
     "ip-adapter": Measured("ip-adapter", "scenes-held-out"),
     "lora-sketches": Measured("lora", "sketches-held-out"),
     "lora-sketches/over-fitted": Measured("lora-over-fitted", "sketches-held-out"),
+    "smooth-lora": Measured("smooth-lora", "scenes-held-out"),
+    "info-latent": Measured("info-latent", "scenes-held-out"),
     "textual-inversion-sketches": Measured("textual-inversion", "sketches-held-out"),
 }
 
