@@ -52,10 +52,10 @@ class ScarceSegmentation(Task):
     measures = SEGMENTATION
     sizes = (100, 300)
     resplits = True
-    cost = "about 9 s of one core on 20 scenes"
+    cost = "about 15 s of one core on 20 labelled scenes"
 
-    epochs: int = 40
-    batch: int = 4
+    epochs: int = 50
+    batch: int = 1
     rate: float = 3e-3
     labelled: int = 20
     members: int = 10

@@ -151,7 +151,6 @@ class Segmentation(LinearSegmentation):
         tick: Tick | None = None,
     ) -> nn.Module:
         def body(stem: Stem, k: int) -> nn.Module:
-            sides = {layer: int(x.shape[2]) for layer, x in features.items()}
-            return UperNet(stem.channels, sides, stem.grid, k, self.width)
+            return UperNet(stem.channels, stem.sides, stem.grid, k, self.width)
 
         return train_pixels(self, body, features, truth, seed, checkpoint, tick)
