@@ -81,6 +81,10 @@ class Amalgam(Stem):
             **{layer: n * width for layer, width in own.items()},
             **{key: self.shapes[key][0] for key in self.unweighted},
         }
+        self.sides = {
+            **{layer: self.shapes[key_of(self.sources[0], layer)][1] for layer in self.layers},
+            **{key: self.shapes[key][1] for key in self.unweighted},
+        }
         self.widths = tuple(own.values())
         self.assign = nn.Linear(c, n, bias=False)
         self.preference = nn.Parameter(torch.zeros(n, len(self.sources), c if settings.per_channel else 1))
@@ -92,7 +96,9 @@ class Amalgam(Stem):
         self.last = weights
         given = {}
         split = (
-            weights.split(self.widths, dim=3) if self.settings.per_channel else [weights] * len(self.layers)
+            torch.split(weights, list(self.widths), dim=3)
+            if self.settings.per_channel
+            else [weights] * len(self.layers)
         )
         for layer, part in zip(self.layers, split, strict=True):
             stacked = torch.stack([standard[key_of(source, layer)] for source in self.sources], dim=1)

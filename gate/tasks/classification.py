@@ -49,7 +49,7 @@ class Classification(Task):
     source = "Linear probing; GATE, section 6.4"
     needs = "labels"
     measures = CLASSIFICATION
-    cost = "about 1 s of one core on 800 scenes"
+    cost = "about 0.5 s of one core on 800 scenes"
 
     epochs: int = 30
     rate: float = 3e-3
@@ -101,7 +101,7 @@ class MlpClassification(Classification):
 
     name = "classification-mlp"
     summary = "Class of the image by a hidden layer on pooled features"
-    cost = "about 2 s of one core on 800 scenes"
+    cost = "about 1.5 s of one core on 800 scenes"
 
     rate: float = 1e-3
     hidden: int = 256

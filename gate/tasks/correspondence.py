@@ -64,7 +64,8 @@ class Correspondence(Task):
     source = "DIFT: Tang et al. 2023 (arXiv 2306.03881); PCK: Yang & Ramanan 2013; GATE, section 6.1"
     needs = "pairs"
     measures = CORRESPONDENCE
-    cost = "no training; about 1 s of one core on 150 pairs"
+    sizes = (300, 150)
+    cost = "no training; judging 150 pairs takes about 2 s of one core"
 
     side: int = SIDE
 
@@ -113,7 +114,7 @@ class ConvCorrespondence(Correspondence):
     name = "correspondence-conv"
     summary = "Keypoints found by the nearest descriptor of one trained convolution"
     source = "Luo et al. 2023 (arXiv 2305.14334), appendix; loss: CLIP (arXiv 2103.00020); GATE, section 6.1"
-    cost = "about 3 s of one core on 300 pairs"
+    cost = "about 6 s of one core on 300 pairs"
 
     epochs: int = 10
     batch: int = 8

@@ -79,9 +79,13 @@ class Pck(Measure):
         self.column, self.by_pair = column, by_pair
 
     def columns(self, values: Array) -> npt.NDArray[np.float64]:
-        points, right = values[..., 0].astype(np.float64), values[..., self.column].astype(np.float64)
+        points, right = (
+            np.asarray(values[..., 0], np.float64),
+            np.asarray(values[..., self.column], np.float64),
+        )
         if self.by_pair:
-            right, points = np.where(points > 0, right / np.maximum(points, 1), 0), (points > 0) * 1.0
+            share = np.where(points > 0, right / np.maximum(points, 1), 0)
+            return super().columns(np.stack([share, np.where(points > 0, 1.0, 0.0)], axis=-1))
         return super().columns(np.stack([right, points], axis=-1))
 
     def error_of_sums(self, sums: Array, n: Array) -> npt.NDArray[np.float64]:

@@ -16,10 +16,11 @@ Grid = tuple[int, int]
 
 
 class Stem(nn.Module):
-    """Raw features of some rows to those that a head reads. channels: of each layer it gives. grid: the largest of
-    theirs, height and width."""
+    """Raw features of some rows to those that a head reads. channels, sides: of each layer it gives, a side being its
+    height. grid: the largest of theirs, height and width."""
 
     channels: dict[str, int]
+    sides: dict[str, int]
     grid: Grid
 
     def forward(self, features: Features) -> dict[str, Tensor]:
@@ -41,6 +42,7 @@ class Joined(Stem):
         super().__init__()
         self.layers = tuple(shapes)
         self.channels = {layer: shape[0] for layer, shape in shapes.items()}
+        self.sides = {layer: shape[1] for layer, shape in shapes.items()}
         self.grid = largest_grid(shapes)
         for i, layer in enumerate(self.layers):
             self.register_buffer(f"mean{i}", torch.zeros(self.channels[layer], 1, 1))
@@ -110,17 +112,18 @@ def largest_grid(shapes: Mapping[str, Sequence[int]]) -> Grid:
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation (c,) of each channel over rows and positions, summed in float64. x: (n, c, h, w)."""
-    total, square, count = 0.0, 0.0, x.shape[0] * x.shape[2] * x.shape[3]
+    count = x.shape[0] * x.shape[2] * x.shape[3]
+    total = square = torch.zeros(x.shape[1], dtype=torch.float64)
     shift = x[:1].double().mean(dim=(0, 2, 3))  # numbers near 0 keep their digits when they are squared
-    for part in x.split(CHUNK):
-        flat = part.double() - shift[:, None, None]
+    for start in range(0, len(x), CHUNK):
+        flat = x[start : start + CHUNK].double() - shift[:, None, None]
         total, square = total + flat.sum(dim=(0, 2, 3)), square + flat.square().sum(dim=(0, 2, 3))
-    mean, second = torch.as_tensor(total) / count, torch.as_tensor(square) / count
+    mean, second = total / count, square / count
     return (mean + shift).float(), (second - mean.square()).clamp_min(0).sqrt().float()
 
 
 def initialise(head: nn.Module, seed: int) -> None:
-    """First weights of every linear layer and convolution, uniform with variance 1 / fan-in, and biases of 0. They are a
+    """First weights of every linear layer and convolution, uniform with variance 1 / fan-in, biases 0: a
     function of `seed`."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():

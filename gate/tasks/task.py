@@ -87,6 +87,8 @@ class Task(abc.ABC):
 
     name: what the command line calls it. summary: one line. source: paper. needs: the truth that it reads. measures:
     what its counts are read with, the primary figure first. cost: what training takes on `tiny`, in words.
+    sizes: samples to train on and to judge of a named data set, unless told. resplits: whether a seed draws its own
+    training images (`taught`) from all there are, and the others are judged.
 
     epochs, batch: times that training sees every sample, samples a step. rate, decay: AdamW's, the rate falls to 0 by a
     cosine. stem: how features enter a head; None joins their layers (`gate.tasks.stem.Joined`), else what it returns
@@ -99,6 +101,8 @@ class Task(abc.ABC):
     needs: ClassVar[Needs] = "masks"
     measures: ClassVar[tuple[Measure, ...]] = ()
     cost: ClassVar[str] = ""
+    sizes: ClassVar[tuple[int, int]] = (800, 400)
+    resplits: ClassVar[bool] = False
 
     epochs: int = 8
     batch: int = 32
@@ -146,6 +150,10 @@ class Task(abc.ABC):
     def judge(self, head: nn.Module, features: Features, truth: Truth) -> Array:
         """Counts per test sample (a pair, where pairs are matched): (n, ...). What any set of samples gives is the sum
         of theirs, so they can be resampled and paired; `measures` read them."""
+
+    def taught(self, truth: Truth, seed: int) -> Array:
+        """Rows that `train` learns from: all but where a seed is a split."""
+        return np.arange(len(truth))
 
     def figure(self, counts: Array, which: int = 0) -> float:
         """The number that measure `which` makes of all samples' counts. counts: (n, ...), of `judge`."""

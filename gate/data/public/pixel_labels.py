@@ -14,7 +14,9 @@ from gate.data.public.parts import check_names, drawn, masked, need
 from gate.errors import ConfigurationError
 from gate.sample import SampleSet
 
-LAYOUT = "the layout of Horse-21 and Bedroom-28: real/train|test/NAME.png (or .jpg), each with NAME.npy, integers (h, w)"
+LAYOUT = (
+    "the layout of Horse-21 and Bedroom-28: real/train|test/NAME.png (or .jpg) and NAME.npy, integers (h, w)"
+)
 ENDINGS = (".png", ".jpg", ".jpeg")
 UNLABELLED = 255
 
