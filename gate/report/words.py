@@ -32,7 +32,7 @@ def legend(results: Results) -> list[str]:
         "Figures are the share of vanilla's error that is gone, in %: higher is better, vanilla = 0, "
         f"[{percent} % interval over {results.data.n} samples, paired with vanilla]. "
         "calls, ms: denoiser calls and milliseconds of a pass, which is one image at one timestep and noise; vanilla "
-        "calls once.",
+        "calls once. a call: GATE % over calls.",
         _recipe(results),
     ]
     if any(m.endswith("@own") for m in results.score.metrics):
