@@ -102,10 +102,13 @@ class Bench:
         )
 
 
-def open_bench(config: ScreenConfig, *, scratch: Path | None = None, log: Log = lambda _: None) -> Bench:
+def open_bench(
+    config: ScreenConfig, *, scratch: Path | None = None, log: Log = lambda _: None, lenient: bool = False
+) -> Bench:
     """The bench of a configuration, and of nothing else: whoever has the configuration can make the same one.
 
-    Noise levels become timesteps of the schedule. Raises UsageError, ConfigurationError, MissingWeightsError.
+    lenient: probes that the samples have no truth for are left out, though they were named. Noise levels become
+    timesteps of the schedule. Raises UsageError, ConfigurationError, MissingWeightsError.
     """
     backbone = load_backbone(
         config.backbone,
@@ -124,7 +127,11 @@ def open_bench(config: ScreenConfig, *, scratch: Path | None = None, log: Log = 
             f"A screening needs {MIN_SAMPLES} images or more; {samples.name} has {len(samples)}."
         )
     metrics = select_plugins("metric", config.metrics)
-    probes = [p for p in select_plugins("probe", config.probes) if _served(p, samples, config.probes, log)]
+    probes = [
+        p
+        for p in select_plugins("probe", config.probes)
+        if _served(p, samples, lenient or config.probes in (("all",), ("standard",)), log)
+    ]
     return prepare(backbone, samples, config, metrics, probes, scratch=scratch)
 
 
@@ -173,10 +180,10 @@ def prepare(
     )
 
 
-def _served(probe: Probe, samples: SampleSet, asked: tuple[str, ...], log: Log) -> bool:
+def _served(probe: Probe, samples: SampleSet, lenient: bool, log: Log) -> bool:
     """Whether the samples carry what a probe learns from; named probes are refused, the default ones left out."""
     present = {"labels": samples.has_labels, "masks": samples.has_masks, "": True}[probe.needs]
-    if not present and asked not in (("all",), ("standard",)):
+    if not present and not lenient:
         raise ConfigurationError(
             f"The probe {probe.name} needs {probe.needs}, and {samples.name} has none; add them."
         )
