@@ -73,6 +73,12 @@ def screen(
     config: Annotated[
         Path | None, typer.Option(help="A YAML file of settings; flags override it.", metavar="FILE")
     ] = None,
+    where: Annotated[
+        bool,
+        typer.Option(
+            "--where", help="Screen timesteps and layers for one technique instead; see --timesteps."
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and cost; measure nothing.")] = False,
     format: Annotated[
         Format | None, typer.Option(help="How to print on stdout. [default: table]", show_default=False)
@@ -96,12 +102,20 @@ def screen(
 
         print_plan(settings, shown)
         return
+    if where or _switch(read, "where"):
+        from gate.cli.where import print_where
+        from gate.screening.where import where as screen_places
+
+        with reporting(quiet=quiet) as (progress, log):
+            found = screen_places(settings, progress=progress, log=log)
+        print_where(found, shown)
+        return
     with reporting(quiet=quiet) as (progress, log), printing_what_is_complete(shown):
         done = run_screening(settings, progress=progress, log=log)
     finish(done, shown)
 
 
-_NOT_SETTINGS = frozenset({"config", "dry_run", "format", "quiet", "debug"})
+_NOT_SETTINGS = frozenset({"config", "where", "dry_run", "format", "quiet", "debug"})
 
 
 def _how(read: dict[str, Any], given: Format | None) -> Format:

@@ -44,7 +44,7 @@ def _choice(best: Entry, rivals: Sequence[Entry], calls: Mapping[str, float]) ->
     text = f"Use {_figure(best)}, {cost:g} call{'' if cost == 1 else 's'} a pass."
     cheapest = min(rivals, key=lambda e: calls[e.name], default=best)
     if calls[cheapest.name] < cost:
-        text += f" {cheapest.name} ({calls[cheapest.name]:g}) cannot be told from it."
+        text += f" The same gain, cheaper: {cheapest.name} ({calls[cheapest.name]:g}) cannot be told from it."
     return text
 
 

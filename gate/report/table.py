@@ -109,6 +109,7 @@ def ranking_table(results: Results, *, width: int) -> Table:
     if probes:
         table.add_column("probe" if not wide else "probe gain %", justify="right", no_wrap=True)
     table.add_column("calls", justify="right", no_wrap=True)
+    table.add_column("a call" if not wide else "gain a call", justify="right", no_wrap=True)
     table.add_column("ms", justify="right", no_wrap=True)
     for row, style in _with_vanilla(results):
         value, _, bounds = _score_cell(row).partition(" ")
@@ -118,7 +119,7 @@ def ranking_table(results: Results, *, width: int) -> Table:
         cells.append(_part(row, "suppression", wide))
         if probes:
             cells.append(_part(row, "probe_gain", wide))
-        cells += [_cost(row["cost"]["calls"]), _cost(row["cost"]["ms_per_image"])]
+        cells += [_cost(row["cost"]["calls"]), _gain_a_call(row), _cost(row["cost"]["ms_per_image"])]
         table.add_row(*(Text(c) for c in cells), style=style)
     return table
 
@@ -169,6 +170,7 @@ def ranking_markdown(results: Results) -> str:
             _part(r, "suppression", True),
             _part(r, "probe_gain", True),
             _cost(r["cost"]["calls"]),
+            _gain_a_call(r),
             _cost(r["cost"]["ms_per_image"]),
         )
         for r, _ in _with_vanilla(results)
@@ -181,6 +183,7 @@ def ranking_markdown(results: Results) -> str:
         "suppression %",
         "probe gain %",
         "calls",
+        "gain a call %",
         "ms per image",
     )
     parts = [title(results), *results.verdict, markdown(head, rows), *legend(results), *closing(results)]
@@ -257,6 +260,12 @@ def _part(row: Row, key: str, wide: bool) -> str:
     if not wide or row["rank"] is None:
         return percent(row[key])
     return interval(row[key], row[f"{key}_low"], row[f"{key}_high"])
+
+
+def _gain_a_call(row: Row) -> str:
+    """The score over the denoiser's calls of a pass, in per cent: what each call brings."""
+    score, calls = row["score"], row["cost"]["calls"]
+    return percent(score / calls) if score is not None and calls else "-"
 
 
 def _cost(value: float | None) -> str:

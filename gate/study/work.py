@@ -61,7 +61,7 @@ def set_table(settings: StudySettings, group: Group, backbone: Backbone, folder:
         image_samples=settings.image_samples,
         batch_size=settings.batch_size,
     )
-    probes: list[Probe] = select_plugins("probe", ("all",))
+    probes: list[Probe] = [p for p in select_plugins("probe", ("standard",)) if p.reads == "features"]
     metrics = [m for name in METRICS for m in select_plugins("metric", (name,))]
     bench = prepare(backbone, pool.screening, config, metrics, probes)
     bench.memo.limit = MEMO_BYTES
@@ -77,7 +77,7 @@ def compute_cell(table: Table, name: str) -> Cell:
     technique.check(bench.backbone, technique.visible(table.pool.screening))
     technique.fit(bench.backbone, technique.visible(table.pool.screening))
     tally = _screened(bench, technique)
-    maps = tally.maps[(0, 0)].array()
+    maps = tally.maps["", (0, 0)].array()
     tally.bench = _without_probes(bench)
     measured = tally.measured()
     key = CellKey(table.group.domain.name, table.group.timestep, name)
