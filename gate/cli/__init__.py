@@ -23,6 +23,7 @@ from gate.cli.rank import rank
 from gate.cli.resume import resume
 from gate.cli.schema import schema
 from gate.cli.screen import screen
+from gate.cli.study import study
 from gate.cli.task import task
 from gate.cli.verify import verify
 
@@ -69,6 +70,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "check": check,
     "fit": fit,
     "task": task,
+    "study": study,
     "download": download,
     "cache": cache,
     "schema": schema,
@@ -85,6 +87,7 @@ _SHORT = {
     "describe": "Show all about a technique, probe, metric or task.",
     "check": "Test a technique against the contract.",
     "task": "Train heads in full on a technique's features.",
+    "study": "Train heads for every technique: what foretold them?",
     "fit": "Fit a LoRA or a ControlNet to your images.",
     "download": "Fetch a model into the hub's cache.",
     "cache": "Show or clear the latents that are kept.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,7 +94,7 @@ class StudySettings:
     sizes: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
     draws: int = 8
     head_seeds: int = 3
-    tasks: tuple[str, ...] = ("segmentation-linear", "classification", "correspondence-conv[epochs=8]")
+    tasks: tuple[str, ...] = ("segmentation-linear", "classification", "correspondence-conv[epochs=5]")
     layers: tuple[str, ...] = ("paper",)
     image_samples: int = 8
     batch_size: int = 32
@@ -124,7 +123,7 @@ class StudySettings:
 
 
 MINIATURE: dict[str, Any] = {
-    "domains": ("held-out", "unnamed"),
+    "domains": ("held-out", "sketches", "unnamed"),
     "timesteps": (300,),
     "techniques": (VANILLA, "prompt", "controlnet", "shuffled-prompt"),
     "screening": 32,
@@ -197,11 +196,6 @@ def draws_of(settings: StudySettings) -> list[tuple[int, slice]]:
     ]
 
 
-def draw_numbers(settings: StudySettings, n: int) -> list[int]:
-    """Places of the draws of one size among `draws_of`."""
-    return [i for i, (size, _) in enumerate(draws_of(settings)) if size == n]
-
-
 def weight_of(key: CellKey) -> float:
     """What a cell costs, in calls of the denoiser: for the time that is left."""
     return 2.0 + (1.0 if key.technique == VANILLA else create_technique(key.technique).cost.total)
@@ -210,11 +204,3 @@ def weight_of(key: CellKey) -> float:
 def all_keys(groups: Sequence[Group]) -> Iterator[CellKey]:
     for group in groups:
         yield from group.keys
-
-
-def spread(values: Sequence[float]) -> float:
-    """Standard deviation between draws, 0 of one."""
-    if len(values) < 2:
-        return 0.0
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import multiprocessing.connection
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gate.forks import Fork
@@ -18,7 +21,7 @@ from gate.passes import Plan, stream
 from gate.probe import MAP_SIDE, Probe
 from gate.registry import create_technique, select_plugins
 from gate.screening.bench import Bench, prepare
-from gate.screening.config import ScreenConfig
+from gate.screening.config import make_config
 from gate.screening.measured import Measured, Tally
 from gate.study.cell import Cell, has_cell, save_cell
 from gate.study.cheap import Draw, Ground, draw, quantities
@@ -51,15 +54,17 @@ class Table:
 def set_table(settings: StudySettings, group: Group, backbone: Backbone, folder: Path) -> Table:
     """Images, latents, references, folds."""
     pool = open_pool(settings, group.domain, backbone, folder)
-    config = ScreenConfig(
-        backbone=settings.backbone,
-        timesteps=(group.timestep,),
-        seeds=1,
-        seed=settings.seed,
-        layers=settings.layers,
-        samples=settings.screening,
-        image_samples=settings.image_samples,
-        batch_size=settings.batch_size,
+    config = make_config(
+        {
+            "backbone": settings.backbone,
+            "timesteps": (group.timestep,),
+            "seeds": 1,
+            "seed": settings.seed,
+            "layers": settings.layers,
+            "samples": settings.screening,
+            "image_samples": settings.image_samples,
+            "batch_size": settings.batch_size,
+        }
     )
     probes: list[Probe] = [p for p in select_plugins("probe", ("standard",)) if p.reads == "features"]
     metrics = [m for name in METRICS for m in select_plugins("metric", (name,))]
@@ -105,14 +110,12 @@ def _screened(bench: Bench, technique: Technique) -> Tally:
 
 
 def _without_probes(bench: Bench) -> Bench:
-    import dataclasses
-
     return dataclasses.replace(bench, probes=())
 
 
-def _singles(measured: Measured) -> dict[str, object]:
+def _singles(measured: Measured) -> dict[str, NDArray[Any]]:
     """Of the one timestep and noise."""
-    found: dict[str, object] = {f"shift {k}": v[0, 0] for k, v in measured.shift.items()}
+    found: dict[str, NDArray[Any]] = {f"shift {k}": v[0, 0] for k, v in measured.shift.items()}
     found |= {f"pass {k}": v[0, 0] for k, v in measured.prediction.items()}
     found |= {f"image {k}": v for k, v in measured.image.items()}
     if measured.carried is not None:
@@ -123,7 +126,8 @@ def _singles(measured: Measured) -> dict[str, object]:
 @torch.no_grad()
 def head_features(table: Table, technique: Technique) -> dict[str, Tensor]:
     """{layer: (n, c, h, w)} of the images of heads; forwards stop after the last layer."""
-    bench, parts = table.bench, {layer: [] for layer in table.bench.layers}
+    bench = table.bench
+    parts: dict[str, list[Tensor]] = {layer: [] for layer in bench.layers}
     plan = Plan(
         bench.backbone,
         technique,
@@ -182,9 +186,8 @@ def compute(
                 if group is None:
                     break
                 name = f"{group.domain.name} t={group.timestep}"
-                running.append(
-                    (group, Fork(name, lambda g=group: compute_group(settings, g, backbone, folder, log), 1))
-                )
+                work = functools.partial(compute_group, settings, group, backbone, folder, log)
+                running.append((group, Fork(name, work, 1)))
             ready = multiprocessing.connection.wait([w for _, f in running for w in f.waits], POLL_SECONDS)
             tick()
             for pair in [p for p in running if p[1].is_over(ready, float("inf"))]:
