@@ -1,1 +1,1 @@
-"""Does the cheap screen foretell the expensive truth? Cells of trained heads and cheap quantities, and what they say."""
+"""Does the cheap screen foretell the truth? Cells of trained heads and cheap quantities, and what they say."""

@@ -1,4 +1,4 @@
-"""How far a cheap order agrees with the true one. Predictions (..., T), truth (T,); vanilla, which is 0, is none of T."""
+"""How far a cheap order agrees with the true one. Predictions (..., T), truth (T,); vanilla, at 0, is not in T."""
 
 from __future__ import annotations
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 from gate.errors import ConfigurationError
+from gate.screening.config import ScreenConfig
 from gate.study.cell import Cell
 from gate.study.costs import cost_ratios
 from gate.study.foretold import RuleReport, evaluate_rule, least_squares
@@ -21,14 +23,15 @@ SCHEMA = 1
 
 
 def analyse(cells: Sequence[Cell], settings: StudySettings, *, resamples: int = 100) -> dict[str, Any]:
-    """Everything that docs/study.md tells. Raises ConfigurationError where no place has vanilla and three techniques."""
+    """All that docs/study.md tells. Raises ConfigurationError where no place has vanilla and three techniques."""
     places = places_of(cells)
     if not places:
         raise ConfigurationError(
             "No place is ready: three techniques and vanilla at one timestep of one domain; let gate study go on."
         )
     board = make_board(places, settings)
-    default = min(settings.sizes, key=lambda n: abs(n - 64))
+    usual = ScreenConfig.model_fields["samples"].default
+    default = min(settings.sizes, key=lambda n: abs(n - usual))
     wanted = sum(len(group.techniques) for group in groups_of(settings))
     tables = tabulate(board, resamples=resamples)
     reports = rule_reports(board, default)
@@ -63,8 +66,7 @@ def rule_reports(board: Board, n: int) -> dict[str, Any]:
         return found
     for title in RULES.values():
         if title in board.quantities:
-            report = evaluate_rule(board, n=n, rule=lambda told, title=title: told[title])
-            found[title] = _plain(report)
+            found[title] = _plain(evaluate_rule(board, n=n, rule=operator.itemgetter(title)))
     for name in SINGLE:
         if name in board.quantities:
             found[f"{name}, fitted"] = _plain(evaluate_rule(board, n=n, fit=least_squares((name,))))
@@ -89,7 +91,7 @@ def _coverage_by_task(reports: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def truth_table(board: Board) -> list[dict[str, Any]]:
-    """What training said: points over vanilla of every technique, by place and task, and whether the sign is settled."""
+    """What training said: points over vanilla of every technique, by place and task, and which signs are settled."""
     return [
         {
             "domain": case.place.domain,

@@ -22,9 +22,9 @@ Array = NDArray[Any]
 class Cell:
     """What is kept; features are not.
 
-    leak: why the technique carries the image's own pixels, "" = it does not. calls: of the denoiser per image, counted.
+    leak: why the technique carries the image's own pixels, "" = it does not. calls: of the denoiser per image.
     drawn: {quantity: a number for each draw of `draws_of`}, NaN where it could not be made. single: {quantity: (n,) or
-    (layers, n)}, a number per screening image. columns: {probe: (rows, m)}, the additive columns of every draw's images,
+    (layers, n)}, a number per screening image. columns: {probe: (rows, m)}, additive columns of every draw's images,
     draws end to end. truth: {task: (seeds, test samples, m)}, columns of the task's primary measure. seconds: of the
     parts, "pass" per image, "n=8" ... of all quantities of a draw, "head TASK" of a training.
     """

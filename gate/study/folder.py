@@ -27,7 +27,9 @@ def read_settings(folder: Path) -> StudySettings:
         raw = json.loads(file.read_text(encoding="utf-8"))
         version = raw.pop("settings_version", 1)
         known = {f.name for f in dataclasses.fields(StudySettings) if f.init}
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known}
+        given: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known
+        }
         settings = StudySettings(**given)
     except (ValueError, TypeError, AttributeError) as error:
         raise DamagedError(f"{file} is damaged; put it back, or begin another study.") from error

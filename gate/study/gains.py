@@ -1,4 +1,4 @@
-"""What each cheap quantity says of each technique, and what the trained heads say: gains over vanilla, higher better."""
+"""What each cheap quantity says of each technique, and what trained heads say: gains over vanilla, higher is better."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Moments:
 
 
 def moments_of(features: Array, truth: Array, k: int, chosen: Array | None = None) -> Moments:
-    """Per sample. features: (n, c, h, w). truth: (n, h w) int, -1 = unlabelled. chosen: (n, h w) bool, rows that count."""
+    """Per sample. features: (n, c, h, w). truth: (n, h w) int, -1 = unlabelled. chosen: (n, h w), rows that count."""
     n, c = features.shape[:2]
     gram = np.empty((n, c, c), np.float32)
     sums = np.empty((n, c, k), np.float32)

@@ -30,6 +30,7 @@ def agreement(results: dict[str, Any]) -> Any:
     figure = look.new_figure(9.0, 4.2)
     for axes, subset in zip(figure.subplots(1, 2, sharey=True), ("all", "without leaks"), strict=True):
         table = results["spearman"]["pooled"].get(subset, {})
+        axes.set_title(f"{subset}, {results['cases']} cases" if table else f"{subset}: too few techniques")
         for name, colour, mark in SHOWN:
             if name not in table:
                 continue
@@ -49,10 +50,11 @@ def agreement(results: dict[str, Any]) -> Any:
         axes.set_xticks([int(n) for n in results["settings"]["sizes"]], results["settings"]["sizes"])
         axes.minorticks_off()
         axes.set_xlabel("images of the screen, n")
-        axes.set_title(f"{subset} ({results['cases']} cases)")
         axes.axhline(0, color="black", linewidth=0.6)
     figure.axes[0].set_ylabel("Spearman correlation with trained heads (higher is better)")
-    figure.axes[0].legend(loc="lower right", fontsize=8)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8
+    )
     return figure
 
 
@@ -69,7 +71,8 @@ def gains(results: dict[str, Any]) -> Any:
         axes.set_yticks(range(len(names)), names)
         axes.set_title(task)
         axes.set_xlabel(f"points over vanilla at t = {t} (higher is better)", fontsize=8)
-    figure.axes[0].legend(fontsize=7, loc="lower right")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=7)
     return figure
 
 

@@ -78,9 +78,9 @@ class StudySettings:
     """One study. Numbers of images are disjoint parts of a domain.
 
     screening: images that cheap quantities are drawn from; sizes: of the draws, each n at most `draws` times, without
-    overlap. train, test: of the heads, head_seeds of them a task. pairs: to match, in training and test each. timesteps:
-    the first two in every domain, the others where a domain sets none. techniques, domains: names. image_samples: of the
-    img2img. batch_size: images a denoiser call; it changes no result beyond rounding.
+    overlap. train, test: of the heads, head_seeds of them a task. pairs: to match, in training and test each.
+    timesteps: the first two in every domain, the others where a domain sets none. techniques, domains: names.
+    image_samples: of the img2img. batch_size: images a denoiser call; it changes no result beyond rounding.
     """
 
     backbone: str = "tiny"

@@ -131,7 +131,7 @@ def tabulate(board: Board, *, resamples: int = 100, seed: int = 0) -> dict[str, 
         for figure in FIGURES:
             for scope, values in point[figure].items():
                 each = np.stack([s[figure][scope] for s in spread if scope in s[figure]] or [values])
-                low, high = np.nanquantile(each, [0.025, 0.975], axis=0)
+                low, high = _between(each)
                 table = found[figure].setdefault(scope, {}).setdefault(subset, {})
                 for q, name in enumerate(board.quantities):
                     table[name] = {
@@ -172,6 +172,13 @@ def _means(
     }
 
 
+def _between(each: Array) -> Array:
+    """95 % of resamples, (2, ...); NaN where none has a number. each: (resamples, ...)."""
+    known = np.isfinite(each).any(axis=0)
+    found = np.nanquantile(np.where(known, each, 0), [0.025, 0.975], axis=0)
+    return np.asarray(np.where(known, found, np.nan))
+
+
 def _weighted(parts: list[tuple[float, Array]]) -> Array:
     """Mean over cases; those without a number (no sign is settled) are left out."""
     weights = np.array([w for w, _ in parts])[:, None, None]
@@ -183,7 +190,7 @@ def _weighted(parts: list[tuple[float, Array]]) -> Array:
 
 
 def stabilities(board: Board) -> dict[str, dict[str, float]]:
-    """{quantity: {n: mean correlation between draws}}, over places, all techniques; sizes with one draw are left out."""
+    """{quantity: {n: mean correlation between draws}}, over places, all techniques; not of sizes with one draw."""
     found: dict[str, dict[str, float]] = {}
     first = [case for case in board.cases if case.task == board.cases[0].task]
     for name in board.quantities:
