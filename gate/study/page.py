@@ -72,9 +72,10 @@ gate study --output study-run --workers 2 --page docs
 ({", ".join(results["domains"])}), timesteps {", ".join(map(str, results["timesteps"]))}: {results["places"]} places,
 {results["cases"]} cases (a task at a place). The backbone is `{s["backbone"]}`.
 
-- Truth: heads trained in full on {s["train"]} images and judged on {s["test"]} others (at most {s["pairs"]} pairs of each to
-  match), {s["head_seeds"]} seeds a task, mean of the seeds.
-- Cheap quantities: from {s["screening"]} further images, n = {sizes}, up to {s["draws"]} disjoint draws of each, one noise.
+- Truth: heads trained in full on {s["train"]} images and judged on {s["test"]} others (to match, at most
+  {s["pairs"]} pairs of each), {s["head_seeds"]} seeds a task, mean of the seeds.
+- Cheap quantities: from {s["screening"]} further images, n = {sizes}, up to {s["draws"]} disjoint draws each,
+  one noise.
 - Domains that differ by captions alone share images, and are left out together. Vanilla is 0 by definition and has no
   place in an order.
 - A value is followed by its 95 % interval, from resampling techniques and families of domains at once.
@@ -108,7 +109,7 @@ def _demands(results: dict[str, Any]) -> str:
             held = report["coverage"]
             reached = "yes" if 0.9 <= held["value"] <= 0.99 else "no"
             lines.append(
-                f"| Prediction intervals that hold the truth | 0.90-0.99 | {told(held)} | {name} | {reached} |"
+                f"| Prediction intervals holding the truth | 0.90-0.99 | {told(held)} | {name} | {reached} |"
             )
     ratio = results["cost_ratio"]["pooled"][n]
     reached = "yes" if ratio["value"] <= 0.02 else "no"
