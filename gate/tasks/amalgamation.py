@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from gate.tasks.task import Features
 
 MARK = "|"  # between a source and its layer in the key of a feature
 BOTTOM = 1e-12  # under the root of a norm: its slope at 0 is 0, not NaN
-KIND = "gate-amalgamation"
+KIND, OWN = "gate-amalgamation", "amalgam."
 
 
 def key_of(source: str, layer: str) -> str:
@@ -162,25 +163,34 @@ def _sources(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[str, ...], tu
     return tuple(held), tuple(held[first])
 
 
-def save_amalgam(amalgam: Amalgam, file: Path, facts: Mapping[str, Any] | None = None) -> None:
-    """Write an amalgam for `gate extract --head`: safetensors, with its shapes, settings and `facts` as JSON."""
-    import os
+def save_amalgam(
+    amalgam: Amalgam,
+    file: Path,
+    facts: Mapping[str, Any] | None = None,
+    learned: Sequence[Mapping[str, Tensor]] = (),
+) -> None:
+    """Write an amalgam for `gate extract --head`: safetensors, with its shapes, settings and `facts` as JSON.
 
+    learned: what each source's technique had learned (`Technique.state`).
+    """
     from safetensors.torch import save_file
 
     said = {
         "shapes": {key: list(shape) for key, shape in amalgam.shapes.items()},
         "settings": asdict(amalgam.settings),
         "facts": dict(facts or {}),
+        "learned": len(learned),
     }
     partial = file.with_name(file.name + ".partial")
-    state = {name: value.detach().contiguous() for name, value in amalgam.state_dict().items()}
+    state = {f"{OWN}{name}": value.detach().contiguous() for name, value in amalgam.state_dict().items()}
+    for i, held in enumerate(learned):
+        state |= {f"{i}.{key}": value.detach().cpu().contiguous() for key, value in held.items()}
     save_file(state, partial, metadata={KIND: json.dumps(said)})
     os.replace(partial, file)
 
 
-def load_amalgam(file: Path) -> tuple[Amalgam, dict[str, Any]]:
-    """An amalgam and the facts it was saved with. Raises ConfigurationError where the file holds none."""
+def load_amalgam(file: Path) -> tuple[Amalgam, dict[str, Any], tuple[dict[str, Tensor], ...]]:
+    """An amalgam, the facts it was saved with, and what each technique had learned. Raises ConfigurationError where the file holds none."""
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
@@ -190,9 +200,13 @@ def load_amalgam(file: Path) -> tuple[Amalgam, dict[str, Any]]:
             said = json.loads((opened.metadata() or {})[KIND])
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         made = Amalgam(said["shapes"], Amalgamation(**said["settings"]))
-        made.load_state_dict(state)
+        made.load_state_dict({k.removeprefix(OWN): v for k, v in state.items() if k.startswith(OWN)})
+        learned = tuple(
+            {k.removeprefix(f"{i}."): v for k, v in state.items() if k.startswith(f"{i}.")}
+            for i in range(said["learned"])
+        )
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise ConfigurationError(
             f"{file} is no saved amalgamation ({type(error).__name__}); gate task --amalgamate --output DIR writes one."
         ) from error
-    return made.eval(), dict(said["facts"])
+    return made.eval(), dict(said["facts"]), learned

@@ -20,6 +20,8 @@ from gate.tasks.task import Array, Features, Task
 from gate.tasks.truth import truth_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gate.backbone import Backbone
 
 Progress = Callable[[str, int, int], None]
@@ -70,6 +72,7 @@ class Bench:
     ) -> None:
         self.task, self.backbone, self.layers, self.plain = task, backbone, layers, plain
         self.config, self.kept = config, kept
+        self.learned: dict[str, list[dict[str, Tensor]]] = {}  # by each arm's techniques
         self.first, self.second = images_of(train), images_of(test)
         whole = (train, test)
         if task.resplits:
@@ -131,14 +134,16 @@ class Bench:
             "unweighted": list(self.plain) if arm.amalgamated else [],
             "weights": self.backbone.fingerprint(),
             "backbone": self.backbone.name,
+            "image_size": self.backbone.image_size,
             "seed": self.config.seed,
         }
-        self.kept.keep(arm.name, seed, counts, head, facts)
+        self.kept.keep(arm.name, seed, counts, head, facts, self.learned[arm.name])
         return counts
 
     def _features(self, arm: Arm, meter: Meter) -> tuple[Features, Features]:
         """Of the images to learn from, and of those that are judged."""
         techniques = [open_technique(source, self.backbone, self.first) for source in arm.sources]
+        self.learned[arm.name] = [technique.state() for technique in techniques]
         share = len(arm.sources)
         made: list[Features] = []
         for samples in (self.first, self.second):

@@ -70,17 +70,30 @@ def gather(
     seed: int,
     batch_size: int,
     tick: Callable[[int], None],
+    x0: Tensor | None = None,
+    rows: slice = slice(None),
 ) -> dict[str, Tensor]:
     """{key: (n, c, h, w)} float32 on the CPU. Maps come as (n, heads x keys, h, w).
 
     parts: source, fitted technique, and layers of it that go in without a source. amalgamated: whether the others are
-    named with theirs. tick(rows) as rows are done, of each source.
+    named with theirs. tick(rows) as rows are done, of each source. x0: latents of all samples, encoded where None.
+    rows: of the samples, those that are wanted; n of them.
     """
     found: dict[str, Tensor] = {}
+    first, last, _ = rows.indices(len(samples))
     for source, technique, plain in parts:
         wanted = tuple(dict.fromkeys((*layers, *plain)))
         plan = Plan(
-            backbone, technique, samples, (source.timestep,), (seed,), wanted, batch_size, outputs=False
+            backbone,
+            technique,
+            samples,
+            (source.timestep,),
+            (seed,),
+            wanted,
+            batch_size,
+            x0,
+            outputs=False,
+            rows=rows,
         )
         with contextlib.closing(stream(plan)) as passes:
             for passed in passes:
@@ -88,8 +101,8 @@ def gather(
                     keys = [key_of(source.name, layer) if amalgamated else layer] if layer in layers else []
                     for key in [*keys, *([layer] if layer in plain else [])]:
                         if key not in found:
-                            found[key] = _room(len(samples), value.shape[1:], len(wanted) * len(parts))
-                        found[key][passed.rows] = value.float().cpu()
+                            found[key] = _room(last - first, value.shape[1:], len(wanted) * len(parts))
+                        found[key][passed.rows.start - first : passed.rows.stop - first] = value.float().cpu()
                 tick(passed.rows.stop - passed.rows.start)
     return found
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from gate.errors import ConfigurationError
 from gate.runs.directory import one_move, plain, write_json
@@ -70,8 +70,16 @@ class Kept:
         """Where a training in progress is kept."""
         return self._file("heads", arm, seed, ".checkpoint")
 
-    def keep(self, arm: str, seed: int, counts: Array, head: nn.Module, facts: Mapping[str, Any]) -> None:
-        """A head and its counts; the counts come last, and the checkpoint goes."""
+    def keep(
+        self,
+        arm: str,
+        seed: int,
+        counts: Array,
+        head: nn.Module,
+        facts: Mapping[str, Any],
+        learned: Sequence[Mapping[str, Tensor]],
+    ) -> None:
+        """A head and its counts; the counts come last, and the checkpoint goes. learned: by the techniques."""
         if self.folder is None:
             return
         state = {name: value.detach().contiguous() for name, value in head.state_dict().items()}
@@ -85,7 +93,7 @@ class Kept:
                 save_file(state, temporary)
         stem = getattr(head, "stem", None)
         if isinstance(stem, Amalgam):
-            save_amalgam(stem, weights.with_name(weights.stem + ".amalgam.safetensors"), facts)
+            save_amalgam(stem, weights.with_name(weights.stem + ".amalgam.safetensors"), facts, learned)
         with one_move(table) as temporary, temporary.open("wb") as stream:
             np.save(stream, counts, allow_pickle=False)
         checkpoint = self.checkpoint(arm, seed)

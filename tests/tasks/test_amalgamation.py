@@ -165,8 +165,9 @@ def test_sources_of_different_shapes_are_refused() -> None:
 def test_an_amalgam_that_is_saved_is_the_same(tmp_path: Path) -> None:
     features = several(2)
     amalgam = Amalgamation(per_channel=True)(features, 5)
-    save_amalgam(amalgam, tmp_path / "a.safetensors", {"timestep": 50})
-    read, facts = load_amalgam(tmp_path / "a.safetensors")
+    save_amalgam(amalgam, tmp_path / "a.safetensors", {"timestep": 50}, [{}, {"w": torch.ones(2)}])
+    read, facts, learned = load_amalgam(tmp_path / "a.safetensors")
+    assert learned[0] == {} and learned[1]["w"].tolist() == [1, 1]
     assert facts == {"timestep": 50} and read.settings == amalgam.settings
     for layer, x in amalgam(features).items():
         assert torch.equal(read(features)[layer], x)

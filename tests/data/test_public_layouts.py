@@ -1,0 +1,272 @@
+"""Each public layout, written as it is published: what is read, and what is said where a file is missing or wrong."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gate.data.pairs import PairSet
+from gate.data.public import load_public
+from gate.errors import ConfigurationError, UsageError
+from gate.sample import SampleSet
+
+RNG = np.random.default_rng(0)
+
+
+def image(path: Path, width: int, height: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(RNG.integers(0, 255, (height, width, 3), np.uint8)).save(path)
+
+
+def mask(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values.astype(np.uint8)).save(path)
+
+
+def spair(root: Path) -> Path:
+    for split in ("trn", "test"):
+        for i in range(2):
+            names = [f"2008_00{i}{k}.jpg" for k in range(2)]
+            for name, shape in zip(names, ((40, 30), (64, 48)), strict=True):
+                image(root / "JPEGImages" / "cat" / name, *shape)
+            said = {
+                "pair_id": i,
+                "category": "cat",
+                "src_imname": names[0],
+                "trg_imname": names[1],
+                "src_imsize": [40, 30, 3],
+                "trg_imsize": [64, 48, 3],
+                "src_bndbox": [2, 2, 30, 20],
+                "trg_bndbox": [4, 6, 52, 40],
+                "src_kps": [[19.5, 14.5], [0, 0]],
+                "trg_kps": [[31.5, 23.5], [63, 47]],
+                "kps_ids": ["0", "3"],
+            }
+            at = root / "PairAnnotation" / split / f"{i:06d}-{names[0][:-4]}-{names[1][:-4]}:cat.json"
+            at.parent.mkdir(parents=True, exist_ok=True)
+            at.write_text(json.dumps(said))
+    return root
+
+
+def ade(root: Path) -> Path:
+    for split, short in (("training", "train"), ("validation", "val")):
+        for i in range(3):
+            name = f"ADE_{short}_{i + 1:08d}"
+            image(root / "images" / split / f"{name}.jpg", 24, 16)
+            values = np.zeros((16, 24))
+            values[:, 8:] = 150 - i
+            mask(root / "annotations" / split / f"{name}.png", values)
+    rows = [f"{i}\t0.1\t1\t1\tthing {i}, kin" for i in range(1, 151)]
+    (root / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tName\n" + "\n".join(rows) + "\n")
+    return root
+
+
+def cityscapes(root: Path) -> Path:
+    for split in ("train", "val"):
+        for city in ("aachen", "bonn"):
+            name = f"{city}_000000_000019"
+            image(root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", 32, 16)
+            values = np.full((16, 32), 7)  # road
+            values[:8], values[:, :10] = 33, 3  # bicycle; out of the region of interest
+            mask(root / "gtFine" / split / city / f"{name}_gtFine_labelIds.png", values)
+    return root
+
+
+def horse(root: Path) -> Path:
+    root = root / "horse_21"
+    for split in ("train", "test"):
+        for i in range(2):
+            image(root / "real" / split / f"{i}.png", 20, 20)
+            values = np.zeros((20, 20), np.uint8)
+            values[4:9], values[15:] = 20, 255
+            np.save(root / "real" / split / f"{i}.npy", values)
+    return root
+
+
+def cifar(root: Path) -> Path:
+    at = root / "cifar-10-batches-py"
+    at.mkdir(parents=True)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        data = RNG.integers(0, 255, (4, 3072), np.uint8)
+        if name == "test_batch":
+            data[0] = np.repeat(np.array([200, 100, 50], np.uint8), 1024)  # red, green, blue planes
+        batch = {
+            b"batch_label": name.encode(),
+            b"labels": [0, 9, 3, 3],
+            b"data": data,
+            b"filenames": [b"a.png"] * 4,
+        }
+        (at / name).write_bytes(pickle.dumps(batch, protocol=2))
+    names = [f"class {i}" for i in range(10)]
+    (at / "batches.meta").write_bytes(
+        pickle.dumps({"label_names": names, "num_cases_per_batch": 4}, protocol=2)
+    )
+    return root
+
+
+def folders(root: Path) -> Path:
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            for i in range(3 if split == "train" else 1):
+                image(root / split / name / f"{i}.jpg", 20, 20)
+    return root
+
+
+def both(root: Path, needs: str, **limits: int) -> tuple[SampleSet, SampleSet]:
+    found = load_public(root, needs, size=32, **limits)  # type: ignore[arg-type]
+    assert isinstance(found.train, SampleSet) and isinstance(found.test, SampleSet)
+    return found.train, found.test
+
+
+def test_spair_keeps_every_point_and_measures_in_original_pixels(tmp_path: Path) -> None:
+    found = load_public(spair(tmp_path), "pairs", size=32)
+    assert isinstance(found.test, PairSet) and len(found.test.pairs) == 2 and len(found.test.samples) == 4
+    pair = found.test.pairs[0]
+    np.testing.assert_allclose(
+        pair.source_points, [[15.5, 15.5], [-0.1, 1 / 30]], atol=1e-5
+    )  # centre stays centre
+    assert (pair.image, pair.box, pair.scale, pair.group) == (64, 48, (2.0, 1.5), "cat")
+    np.testing.assert_allclose((pair.target_points[1] + 0.5) * pair.scale - 0.5, [63, 47], atol=1e-4)
+    assert found.test.samples[pair.target].source == "cat/2008_0001.jpg"
+    assert load_public(tmp_path, "pairs", size=32, test=1).test.pairs[0].box == 48  # type: ignore[union-attr]
+
+
+def test_ade20k_shifts_classes_and_leaves_0_unlabelled(tmp_path: Path) -> None:
+    train, test = both(ade(tmp_path), "masks", train=2)
+    assert len(train) == 2 and len(test) == 3 and test.mask_classes[149] == "thing 150, kin"
+    assert {tuple(np.unique(s.mask)) for s in test} == {(-1, 149), (-1, 148), (-1, 147)}  # type: ignore[arg-type]
+    assert test[0].image.shape == (32, 32, 3)
+
+
+def test_cityscapes_evaluates_19_of_its_classes(tmp_path: Path) -> None:
+    train, _ = both(cityscapes(tmp_path), "masks")
+    assert len(train) == 2 and len(train.mask_classes) == 19 and train.mask_classes[18] == "bicycle"
+    assert np.unique(train[0].mask).tolist() == [-1, 0, 18]  # type: ignore[arg-type]
+
+
+def test_horse_21_takes_its_number_of_classes_from_its_name(tmp_path: Path) -> None:
+    train, test = both(horse(tmp_path), "masks")
+    assert len(train) == len(test) == 2 and len(train.mask_classes) == 21
+    assert np.unique(train[0].mask).tolist() == [-1, 0, 20]  # type: ignore[arg-type]
+
+
+def test_cifar_10_is_read_plane_by_plane(tmp_path: Path) -> None:
+    train, test = both(cifar(tmp_path), "labels")
+    assert len(train) == 20 and len(test) == 4 and test.classes[9] == "class 9"
+    assert [s.label for s in test] == [0, 9, 3, 3]
+    assert (test[0].image == (200, 100, 50)).all()
+
+
+def test_an_image_folder_has_the_classes_that_are_trained(tmp_path: Path) -> None:
+    train, test = both(folders(tmp_path), "labels")
+    assert train.classes == test.classes == ("cat", "dog") and sorted(s.label or 0 for s in test) == [0, 1]
+    image(tmp_path / "val" / "emu" / "0.jpg", 20, 20)
+    with pytest.raises(ConfigurationError, match="'emu', which train has not"):
+        both(tmp_path, "labels")
+
+
+class Malice:
+    def __reduce__(self) -> tuple[Callable[..., int], tuple[str]]:
+        import os
+
+        return os.system, ("touch pwned",)
+
+
+def test_a_pickle_that_is_no_batch_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cifar(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_2").write_bytes(pickle.dumps({b"data": Malice()}))
+    with pytest.raises(ConfigurationError, match=r"data_batch_2.*system, which no array needs"):
+        both(tmp_path, "labels")
+    assert not (tmp_path / "pwned").exists()
+
+
+def gone(path: str) -> Callable[[Path], None]:
+    return lambda root: next(root.glob(path)).unlink()
+
+
+def text(path: str, content: bytes) -> Callable[[Path], None]:
+    return lambda root: next(root.glob(path)).write_bytes(content) and None  # type: ignore[func-returns-value]
+
+
+def array(path: str, values: np.ndarray) -> Callable[[Path], None]:
+    return lambda root: np.save(next(root.glob(path)), values)
+
+
+def wide(path: str, values: np.ndarray) -> Callable[[Path], None]:
+    return lambda root: mask(next(root.glob(path)), values)
+
+
+def batch(name: str, **values: object) -> Callable[[Path], None]:
+    said = {key.encode(): value for key, value in values.items()}
+    return lambda root: (root / "cifar-10-batches-py" / name).write_bytes(pickle.dumps(said)) and None  # type: ignore[func-returns-value]
+
+
+WRONG = [
+    (spair, "pairs", gone("JPEGImages/cat/2008_0011.jpg"), r"no file .*2008_0011.jpg.*PairAnnotation"),
+    (spair, "pairs", text("PairAnnotation/trn/000001*", b"{}"), r"000001-.*json' lacks 'src_imname'"),
+    (spair, "pairs", text("PairAnnotation/trn/000000*", b"["), r"000000-.*is no JSON object"),
+    (ade, "masks", gone("annotations/validation/*2.png"), r"no file .*ADE_val_00000002.png.*ADE20K's layout"),
+    (
+        ade,
+        "masks",
+        wide("annotations/training/*1.png", np.zeros((8, 8))),
+        r"1.png' is 8 x 8 and its image .* 24 x 16",
+    ),
+    (ade, "masks", text("objectInfo150.txt", b"head\na\tb\n"), "names 1 classes .*expected 150"),
+    (
+        ade,
+        "masks",
+        text("images/training/*1.jpg", b"no"),
+        r"The image .*ADE_train_00000001.jpg' is not an image",
+    ),
+    (cityscapes, "masks", gone("gtFine/val/bonn/*"), r"no file .*bonn_000000_000019_gtFine_labelIds.png"),
+    (cityscapes, "masks", wide("gtFine/val/bonn/*", np.full((16, 32), 40)), "holds 40; labelIds"),
+    (horse, "masks", gone("horse_21/real/test/1.npy"), r"no file .*1.npy.*Horse-21"),
+    (
+        horse,
+        "masks",
+        array("horse_21/real/test/1.npy", np.zeros((20, 20, 3))),
+        r"1.npy' is \(20, 20, 3\) float64",
+    ),
+    (
+        horse,
+        "masks",
+        array("horse_21/real/train/0.npy", np.full((20, 20), 21)),
+        "holds class 21; horse_21 has 21",
+    ),
+    (horse, "masks", array("horse_21/real/train/0.npy", np.array([[{}]], object)), "without pickle"),
+    (cifar, "labels", gone("*/test_batch"), "no file .*test_batch.*CIFAR-10's python layout"),
+    (
+        cifar,
+        "labels",
+        batch("test_batch", data=np.zeros((2, 9), np.uint8), labels=[0, 1]),
+        r"data \(2, 9\) uint8",
+    ),
+    (cifar, "labels", batch("batches.meta", nothing=1), "no label_names"),
+    (cifar, "labels", text("*/data_batch_1", b"\x80"), "data_batch_1' is no batch"),
+]
+
+
+@pytest.mark.parametrize("write, needs, spoil, said", WRONG)
+def test_what_is_missing_or_malformed_is_named(
+    tmp_path: Path, write: Callable[[Path], Path], needs: str, spoil: Callable[[Path], None], said: str
+) -> None:
+    root = write(tmp_path)
+    load_public(root, needs, size=32)  # type: ignore[arg-type]  # whole before it is spoilt
+    spoil(tmp_path)
+    with pytest.raises(ConfigurationError, match=said):
+        load_public(root, needs, size=32)  # type: ignore[arg-type]
+
+
+def test_a_folder_of_no_known_layout_says_which_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="ADE20K's layout.*Cityscapes' layout.*Horse-21"):
+        load_public(tmp_path, "masks", size=32)
+    with pytest.raises(UsageError, match="There is no folder"):
+        load_public(tmp_path / "x", "masks", size=32)
