@@ -163,15 +163,19 @@ class NoiseSchedule:
         return (x_t - a * prediction) / s
 
     def shifted(self, prediction: Tensor, change: Tensor, t: Tensor) -> Tensor:
-        """The prediction at the same x_t whose eps_hat is larger by `change`, (b, c, h, w); x0_hat is less by s/a."""
-        a, s = self.coefficients(t, prediction)
+        """The prediction at the same x_t whose eps_hat is larger by `change`, (b, c, h, w); x0_hat is less by s/a.
+
+        Where x_t is noise alone (a = 0), it is eps whatever is predicted: nothing changes, unless that is eps itself.
+        """
         if self.prediction_type == "epsilon":
             return prediction + change
+        a, s = self.coefficients(t, prediction)
+        less = torch.where(a > 0, s / a, 0.0) * change
         if self.prediction_type == "sample":
-            return prediction - s / a * change
+            return prediction - less
         if self.prediction_type == "v_prediction":
-            return prediction + (a + s * s / a) * change
-        return prediction + (1 + s / a) * change
+            return prediction + torch.where(a > 0, a * change + s * less, 0.0)
+        return prediction + torch.where(a > 0, change + less, 0.0)
 
     def ddim_sample(
         self, x: Tensor, top: int, count: int, predict: Callable[[Tensor, Tensor], Tensor]

@@ -113,3 +113,23 @@ def test_noise_is_a_function_of_seed_and_sample_alone() -> None:
     assert not torch.equal(a, sample_noise("abd", 0, (4, 8, 8)))
     many = torch.stack([sample_noise(str(i), 0, (4, 8, 8)) for i in range(200)])
     assert abs(float(many.mean())) < 0.01 and abs(float(many.std()) - 1) < 0.01
+
+
+@pytest.mark.parametrize("schedule", [make("epsilon"), make("v_prediction"), make("sample"), flow()])
+def test_a_shifted_prediction_implies_the_shifted_noise_at_the_same_latent(schedule: NoiseSchedule) -> None:
+    g = torch.Generator().manual_seed(0)
+    x_t, prediction, change = (torch.randn(3, 4, 5, 5, generator=g, dtype=torch.float64) for _ in range(3))
+    t = torch.tensor([1, 300, 990])
+    before, after = (
+        schedule.eps_from(p, x_t, t) for p in (prediction, schedule.shifted(prediction, change, t))
+    )
+    torch.testing.assert_close(after - before, change, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample", "flow_prediction"])
+def test_at_noise_alone_a_shift_changes_nothing_and_stays_finite(kind: PredictionType) -> None:
+    a = torch.tensor([0.5, 0.0], dtype=torch.float64)
+    schedule = NoiseSchedule(a, torch.tensor([0.5, 1.0], dtype=torch.float64), kind)
+    prediction, change = torch.ones(2, 1, 2, 2), torch.full((2, 1, 2, 2), 3.0)
+    found = schedule.shifted(prediction, change, torch.tensor([0, 1]))
+    assert not torch.equal(found[0], prediction[0]) and torch.equal(found[1], prediction[1])

@@ -96,9 +96,13 @@ def where(
         )
     given = config.model_fields_set & {"timesteps", "alpha_bar", "sigma"}
     levels = {} if given else {"timesteps": TIMESTEPS}
-    config = config.model_copy(update={**levels, "metrics": ("eps",), "probes": PROBES, "image_samples": 0})
-    bench = open_bench(config, log=log, lenient=True)
-    if not bench.probes:
+    config = config.model_copy(
+        update={**levels, "metrics": ("eps",), "probes": ("standard",), "image_samples": 0}
+    )
+    bench = open_bench(config, log=log)
+    known = {p.name: p for p in bench.probes}
+    probe = next((known[name] for name in PROBES if name in known), None)
+    if probe is None:
         raise ConfigurationError(
             f"{bench.samples.name} has neither masks nor labels, and without them nothing says which place is better; "
             "add masks or labels. Without them: gate screen --metrics high-frequency-ratio is a guide to timesteps."
@@ -106,7 +110,6 @@ def where(
     technique = Technique() if names[0] == VANILLA else create_technique(names[0])
     technique.check(bench.backbone, technique.visible(bench.samples))
     technique.fit(bench.backbone, technique.visible(bench.samples))
-    probe = bench.probes[0]
     counts, refits = _judged(bench, technique, probe, progress)
     base = (bench.config.timesteps[0], EVERY)
     places = _ranked(probe, counts, refits, base, seed=config.seed, resamples=config.resamples)

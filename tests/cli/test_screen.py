@@ -62,7 +62,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, run: Run) -> _Asked:
 
 def test_every_field_of_the_config_is_a_flag_with_its_default() -> None:
     parameters = inspect.signature(screen).parameters
-    assert set(parameters) - {"config", "dry_run", "format", "quiet", "debug"} == set(
+    assert set(parameters) - {"config", "where", "dry_run", "format", "quiet", "debug"} == set(
         ScreenConfig.model_fields
     )
     help_text = " ".join(cli.invoke(app, ["screen", "--help"]).output.split())

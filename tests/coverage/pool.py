@@ -67,7 +67,7 @@ def _capture(scenes: int, missing: list[Member], folder: Path, log: Callable[[st
             for passed in passes:
                 tally.add(passed)
         file, tables = _file(folder, (name, seed)), {**tally.out.shift, **tally.out.prediction}
-        np.save(file.with_suffix(".npy"), tally.maps[0, 0].array().astype(np.float16))
+        np.save(file.with_suffix(".npy"), tally.maps["", (0, 0)].array().astype(np.float16))
         numbers = {m: tables[m][0, 0].reshape(-1, scenes).T for m in SCORE_METRICS}
         np.savez(file.with_suffix(".npz"), **numbers)  # last: its presence says that both are there
 

@@ -54,7 +54,7 @@ def test_a_control_that_does_not_lose_is_said_and_more_samples_separate() -> Non
 def test_a_cheaper_winner_that_ties_is_named() -> None:
     tied = entry("ensemble", 0.23, "better", "cheap"), entry("cheap", 0.22, "better", "ensemble")
     first, second = said(*tied, winners=("ensemble", "cheap"))
-    assert first.endswith("8 calls a pass. cheap (1) cannot be told from it.")
+    assert first.endswith("8 calls a pass. The same gain, cheaper: cheap (1) cannot be told from it.")
     assert second == "No negative control was screened. To separate more: --samples 36."
     apart = entry("ensemble", 0.23, "better"), entry("cheap", 0.1, "better")
     first, second = said(*apart, winners=("ensemble", "cheap"))

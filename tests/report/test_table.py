@@ -192,3 +192,12 @@ def test_many_letters_and_long_names_still_fit_80_columns(run: Run) -> None:
         row.letters = "acegikmoqsuwy"
     text = ranking_text(crowded, width=80)
     assert max(map(len, text.splitlines())) <= 80 and "acegik" in text
+
+
+def test_what_a_call_brings_is_told_where_there_is_room(run: Run) -> None:
+    results = run.results
+    first = results.ranking[0]
+    brings = percent(first.score / first.cost.calls)
+    wide = ranking_text(results, width=150)
+    assert "gain a call %" in wide and brings in wide and "gain a call" not in ranking_text(results, width=80)
+    assert f"| {brings} |" in ranking_markdown(results)
