@@ -109,12 +109,8 @@ def ranking_table(results: Results, *, width: int) -> Table:
     if probes:
         table.add_column("probe" if not wide else "probe gain %", justify="right", no_wrap=True)
     table.add_column("calls", justify="right", no_wrap=True)
-<<<<<<< HEAD
-    table.add_column("a call" if not wide else "gain a call", justify="right", no_wrap=True)
-=======
     if wide:
         table.add_column("gain a call %", justify="right", no_wrap=True)
->>>>>>> main
     table.add_column("ms", justify="right", no_wrap=True)
     for row, style in _with_vanilla(results):
         value, _, bounds = _score_cell(row).partition(" ")
@@ -124,12 +120,8 @@ def ranking_table(results: Results, *, width: int) -> Table:
         cells.append(_part(row, "suppression", wide))
         if probes:
             cells.append(_part(row, "probe_gain", wide))
-<<<<<<< HEAD
-        cells += [_cost(row["cost"]["calls"]), _gain_a_call(row), _cost(row["cost"]["ms_per_image"])]
-=======
         cells += [_cost(row["cost"]["calls"]), *([_gain_a_call(row)] if wide else [])]
         cells.append(_cost(row["cost"]["ms_per_image"]))
->>>>>>> main
         table.add_row(*(Text(c) for c in cells), style=style)
     return table
 
