@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from gate.request import Request, Response
     from gate.sample import Sample
 
-__all__ = ["Compares", "Direction", "Metric", "Need", "Pass", "as_float", "length", "same_shape"]
+__all__ = [
+    "Compares",
+    "Direction",
+    "Metric",
+    "Need",
+    "Pass",
+    "as_float",
+    "implied_eps",
+    "length",
+    "same_shape",
+]
 
 T = TypeVar("T")
 Singles = npt.NDArray[np.float32]
@@ -60,6 +70,14 @@ class Pass:
     own: Mapping[str, Tensor]
     again: Callable[[Request], Response] | None = None
     samples: tuple[Sample, ...] = ()
+
+
+def implied_eps(request: Request, response: Response) -> Tensor:
+    """eps - (a_t / s_t) (x0_hat - x0), (b, c, h, w): the noise that a reconstruction implies at `request`, comparable
+    whatever latent it was made from."""
+    x0 = request.batch.x0
+    a, s = request.batch.backbone.schedule.coefficients(request.t, x0)
+    return request.eps - a / s * (response.x0 - x0)
 
 
 class Metric(Measure):

@@ -90,6 +90,11 @@ def _shuffle_key(seed: int, identity: str) -> str:
     return hashlib.blake2b(f"folds/{seed}/{identity}".encode(), digest_size=8).hexdigest()
 
 
+def keyed_generator(key: str) -> np.random.Generator:
+    """Draws that are a function of a text alone: of a seed and a sample's id, never of order or number."""
+    return np.random.default_rng(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big"))
+
+
 def _stratum(samples: SampleSet, label: int | None, mask: Array | None) -> int:
     if samples.has_labels and label is not None:
         return label
@@ -259,11 +264,16 @@ def classify(
     rows = pooled(features)
     truth = np.array([s.label for s in samples])
     predicted = np.empty_like(truth)
+    for train, test, seen, judged in standardised(rows, folds):
+        predicted[test] = predict(seen, truth[train], judged)
+    return label_counts(truth, predicted, k)
+
+
+def standardised(rows: Array, folds: Folds) -> Iterator[tuple[Array, Array, Array, Array]]:
+    """Each fold's (train, test) with their rows, standardised by the training rows' moments. rows: (n, c)."""
     for train, test in folds:
         mean, std = moments(rows[train])
-        standard = (rows - mean) / std
-        predicted[test] = predict(standard[train], truth[train], standard[test])
-    return label_counts(truth, predicted, k)
+        yield train, test, (rows[train] - mean) / std, (rows[test] - mean) / std
 
 
 def map_counts(truth: Array, predicted: Array, k: int) -> npt.NDArray[np.int64]:

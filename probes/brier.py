@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gate.measure import Direction, Figure
-from gate.probe import Folds, Probe, brier_error, pooled, require_truth
+from gate.probe import Folds, Probe, brier_error, pooled, require_truth, standardised
 from gate.probes.linear import ALPHA
-from gate.ridge import Ridge, moments, one_hot_ridge
+from gate.ridge import Ridge, one_hot_ridge
 from gate.sample import SampleSet
 
 Array = npt.NDArray[Any]
@@ -60,9 +60,7 @@ class Brier(Probe):
         rows, truth = pooled(features), np.array([s.label for s in samples])
         one_hot = np.eye(k)[truth]
         columns, fits = np.ones((len(truth), 3)), []
-        for train, test in folds:
-            mean, std = moments(rows[train])
-            seen, judged = (rows[train] - mean) / std, (rows[test] - mean) / std
+        for train, test, seen, judged in standardised(rows, folds):
             fit = one_hot_ridge(seen, truth[train], self.alpha, balanced=False)
             residual = judged @ fit.weights + fit.bias - one_hot[test][:, fit.present]
             unseen = ~np.isin(truth[test], fit.present)  # their response is 0

@@ -21,8 +21,7 @@ class PixelBrier(PixelLinear):
 
     A decision by the highest response throws away all but one bit, and a mean over classes lets the rarest speak as
     loud as the rest: mIoU of a small probe is mostly noise. The error of the responses themselves adds up over
-    positions, needs no decision, and repeats between draws of images (docs/study.md).
-    Training positions are drawn as they come.
+    positions and needs no decision. Training positions are drawn as they come.
     alpha, positions, seed: as `pixel-linear` takes them.
     """
 
@@ -46,12 +45,11 @@ class PixelBrier(PixelLinear):
         columns, truth, fits = self._errors(features, samples, folds)
         change = np.zeros(len(features))
         for fit in fits:
-            slope, total = np.zeros(fit.ridge.weights.shape), np.zeros(len(fit.ridge.present))
-            for tested, flat in held_out(features, fit.test):
-                by_response = 2 * self._residual(fit, flat, truth[tested])
-                slope += np.einsum("mck->ck", np.matmul(flat, by_response.swapaxes(1, 2)))
-                total += by_response.sum(axis=(0, 2))
-            change += fit.left_out(slope, total, len(features))
+
+            def by_response(tested: Array, flat: Array, fit: Fit = fit) -> Array:
+                return 2 * self._residual(fit, flat, truth[tested])
+
+            change += fit.left_out(features, by_response)
         return columns, change / max(1.0, columns[:, 1].sum())
 
     def error_of_sums(self, sums: Array, n: Array) -> npt.NDArray[np.float64]:

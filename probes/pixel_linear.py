@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gate.measure import Figure, confusion_slope
-from gate.probe import Folds, Probe, chunks, grid_mask, map_counts, require_truth
+from gate.probe import Folds, Probe, chunks, grid_mask, keyed_generator, map_counts, require_truth
 from gate.ridge import Ridge, blurred, one_hot_ridge
 from gate.sample import SampleSet
 
@@ -51,15 +50,15 @@ class PixelLinear(Probe):
         slopes = confusion_slope(counts.sum(axis=0), "miou")
         change = np.zeros(len(features))
         for fit in fits:
-            present = fit.ridge.present
-            slope, total = np.zeros((features.shape[1], len(present))), np.zeros(len(present))
-            for tested, flat in held_out(features, fit.test):
+
+            def by_response(tested: Array, flat: Array, fit: Fit = fit) -> Array:
                 known = truth[tested]
-                each = slopes[np.maximum(known, 0)][..., present] * (known >= 0)[..., None]  # (m, h w, k')
-                blur = blurred(fit.responses(flat), each.swapaxes(1, 2), BLUR)
-                slope += np.einsum("mck->ck", np.matmul(flat, blur.swapaxes(1, 2)))
-                total += blur.sum(axis=(0, 2))
-            change += fit.left_out(slope, total, len(features))
+                each = (
+                    slopes[np.maximum(known, 0)][..., fit.ridge.present] * (known >= 0)[..., None]
+                )  # (m, h w, k')
+                return blurred(fit.responses(flat), each.swapaxes(1, 2), BLUR)
+
+            change += fit.left_out(features, by_response)
         return counts, change
 
     def _fitted(
@@ -106,8 +105,7 @@ class PixelLinear(Probe):
         labelled = np.flatnonzero(truth >= 0)
         if self.positions is None or len(labelled) <= self.positions:
             return labelled
-        digest = hashlib.blake2b(f"positions/{self.seed}/{identity}".encode(), digest_size=8).digest()
-        shuffled = np.random.default_rng(int.from_bytes(digest, "big")).permutation(labelled)
+        shuffled = keyed_generator(f"positions/{self.seed}/{identity}").permutation(labelled)
         if not self.balanced:
             return np.sort(shuffled[: self.positions])
         turn = np.empty(len(shuffled), dtype=np.int64)
@@ -134,14 +132,19 @@ class Fit:
         folded = self.ridge.weights.T / self.std
         return np.asarray(np.matmul(folded, flat) + (self.ridge.bias - folded @ self.mean)[:, None])
 
-    def left_out(self, slope: Array, total: Array, n: int) -> Array:
-        """What training without each of n samples would add to a figure, (n,), to first order.
+    def left_out(self, features: Array, by_response: Callable[[Array, Array], Array]) -> Array:
+        """What training without each of n samples would add to a figure, (n,), to first order. features: (n, c, h, w).
 
-        slope (c, k'), total (k',): the figure's derivatives by the weights of the raw columns, and by the bias.
+        by_response(which are tested, their maps (m, c, h w)): a figure's derivatives by their responses, (m, k', h w).
         """
+        slope, total = np.zeros(self.ridge.weights.shape), np.zeros(len(self.ridge.present))
+        for tested, flat in held_out(features, self.test):
+            each = by_response(tested, flat)
+            slope += np.einsum("mck->ck", np.matmul(flat, each.swapaxes(1, 2)))
+            total += each.sum(axis=(0, 2))
         by_weights = (slope - np.outer(self.mean, total)) / self.std[:, None]
         change = self.ridge.influence((self.rows - self.mean) / self.std, self.y, by_weights, total)
-        return np.bincount(self.owner, change, minlength=n)
+        return np.bincount(self.owner, change, minlength=len(features))
 
 
 def fit_ridge(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy.typing as npt
 
 from gate.errors import ConfigurationError
 from gate.mixture import AdaptiveT, ramp, signal_and_noise
-from gate.probe import Folds, Probe, pooled, require_finite
+from gate.probe import Folds, Probe, keyed_generator, pooled, require_finite
 from gate.ridge import moments
 from gate.sample import SampleSet
 
@@ -75,7 +74,7 @@ class TwoSample(Probe):
         return np.asarray(np.maximum(sums[..., 0] / n - 0.5, 0))
 
     def _trained(self, real: Doubles, made: Doubles, fold: int) -> tuple[Discriminator, AdaptiveT]:
-        rng = _generator(f"two-sample/{self.seed}/{fold}")
+        rng = keyed_generator(f"two-sample/{self.seed}/{fold}")
         judge, adaptive = Discriminator(real.shape[1], rng), AdaptiveT(BATCH, self.kimg)
         truth = np.repeat([1.0, 0.0], BATCH)
         order = rng.permutation(len(real))
@@ -99,7 +98,7 @@ class TwoSample(Probe):
         self, judge: Discriminator, adaptive: AdaptiveT, real: Doubles, made: Doubles, identity: str
     ) -> float:
         """The same draws of t and of noise for both: without a shift exactly one of each two is right."""
-        rng = _generator(f"two-sample/{self.seed}/{identity}")
+        rng = keyed_generator(f"two-sample/{self.seed}/{identity}")
         t, state = _mixture(rng, DRAWS, adaptive.t), rng.bit_generator.state
         right = []
         for row, sign in ((real, 1), (made, -1)):
@@ -166,7 +165,3 @@ def _main_directions(real: Doubles, made: Doubles) -> Doubles:
     found = directions[:kept].T
     spread = np.sqrt((((real - real.mean(axis=0)) @ found) ** 2).mean())
     return np.asarray(found / (spread if spread > 0 else 1))
-
-
-def _generator(key: str) -> np.random.Generator:
-    return np.random.default_rng(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big"))

@@ -95,6 +95,7 @@ def screen(
     read = read_settings(config) if config is not None else {}
     shown = _how(read, format)
     quiet = quiet or _switch(read, "quiet")
+    where = where or _switch(read, "where")
     dry_run = dry_run or _switch(read, "dry_run")
     settings = make_config({**read, **given})
     if dry_run:
@@ -102,7 +103,7 @@ def screen(
 
         print_plan(settings, shown)
         return
-    if where or _switch(read, "where"):
+    if where:
         from gate.cli.where import print_where
         from gate.screening.where import where as screen_places
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gate.metric import Metric
+from gate.metric import Metric, implied_eps
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gate.metric import Pass
-    from gate.request import Request, Response
+    from gate.request import Request
 
 
 class Lipschitz(Metric):
@@ -42,10 +42,3 @@ def neighbour(request: Request) -> Request:
     last = len(request.batch.backbone.schedule) - 1
     after = (request.t + 1).where(request.t < last, request.t - 1)
     return request.at(after).with_(outputs=True)
-
-
-def implied_eps(request: Request, response: Response) -> Tensor:
-    """eps - (a_t / s_t) (x0_hat - x0), (b, c, h, w): the noise that a reconstruction implies at `request`."""
-    x0 = request.batch.x0
-    a, s = request.batch.backbone.schedule.coefficients(request.t, x0)
-    return request.eps - a / s * (response.x0 - x0)

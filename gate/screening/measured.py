@@ -16,7 +16,7 @@ from torch import Tensor
 from gate.backbone import pixels
 from gate.carried import IMAGES, Grids
 from gate.errors import PluginError
-from gate.metric import Metric, Pass
+from gate.metric import Metric, Pass, implied_eps
 from gate.noise_path import walk
 from gate.passes import Passed, Plan, reconstruct, single_pass
 from gate.probe import Probe, probe_map
@@ -170,8 +170,7 @@ class Tally:
             return
         request, x0_hat = passed.request, passed.response.x0
         x0 = request.batch.x0
-        a, noise = self.bench.backbone.schedule.coefficients(request.t, x0)
-        eps_hat = request.eps - a / noise * (x0_hat - x0)
+        eps_hat = implied_eps(request, passed.response)
         for metric in self.bench.comparing("prediction"):
             error = metric.error(eps=request.eps, eps_hat=eps_hat, x0=x0, x0_hat=x0_hat)
             self.out.prediction[metric.name][(*cell, rows)] = metric.rows(error, len(x0))

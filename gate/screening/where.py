@@ -145,7 +145,7 @@ def _judged(
         for cell, part in itertools.product(plan.cells, parts)
     }
     total, done = n * len(plan.cells) + len(shelves), 0
-    with contextlib.closing(stream(plan, memo=bench.memo, reference=bench.reference)) as passes:
+    with contextlib.closing(stream(plan, memo=bench.memo)) as passes:
         for passed in passes:
             features, cell = passed.response.features, (int(passed.request.t[0]), passed.request.seed)
             for layer, feature in features.items():

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from gate.metric import Pass
-from gate.metrics.lipschitz import Lipschitz, implied_eps, neighbour
+from gate.metric import Pass, implied_eps
+from gate.metrics.lipschitz import Lipschitz, neighbour
 from gate.metrics.lipschitz_features import LipschitzFeatures
 from gate.passes import single_pass
 from gate.registry import create_technique

@@ -7,8 +7,8 @@ import pytest
 
 from gate.errors import ConfigurationError
 from gate.mixture import T_MAX
-from gate.probe import Folds, make_folds
-from gate.probes.two_sample import BATCH, Discriminator, TwoSample, _generator, _main_directions
+from gate.probe import Folds, keyed_generator, make_folds
+from gate.probes.two_sample import BATCH, Discriminator, TwoSample, _main_directions
 from gate.sample import Sample, SampleSet
 from gate.testing import check_probe
 
@@ -69,7 +69,7 @@ def test_a_larger_shift_is_told_more_often_and_bears_more_noise(
 
 def test_its_gradient_is_that_of_the_logistic_loss() -> None:
     """One step against the loss: finite differences of every weight, read off Adam's first moment."""
-    rng = _generator("test")
+    rng = keyed_generator("test")
     rows, t, truth = rng.standard_normal((12, 5)), rng.integers(0, T_MAX, 12), np.arange(12) % 2.0
     judge = Discriminator(5, rng)
     before = [w.copy() for w in judge.weights]

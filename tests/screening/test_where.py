@@ -91,3 +91,10 @@ def test_the_command_prints_places_as_json() -> None:
     assert ran.exit_code == 0, ran.output
     said = json.loads(ran.stdout)
     assert said["technique"] == "vanilla" and len(said["places"]) == 4 and said["sentence"]
+
+
+def test_a_config_file_may_ask_where(tmp_path: Any) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("where: true\ntechniques: prompt,freeu\n", encoding="utf-8")
+    ran = CliRunner().invoke(app, ["screen", "--config", str(file)])
+    assert ran.exit_code == 2 and "--where is about one technique" in " ".join(ran.output.split())
