@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.measure import EXACT, FAST, NAIVE
+from benchmarks.parts import EXPLICIT, MAP
 
 
 @dataclass(frozen=True)
 class Demand:
     """Of a cell: how many times as long `slow` takes as `fast`; or, fact "share", how much of the measured matmul rate
-    `fast` reaches. least, most: the bound."""
+    `fast` reaches; or, fact "parts", of the parts of a pass. least, most: the bound."""
 
     where: str
     text: str
@@ -80,7 +81,14 @@ DEMANDS: tuple[Demand | KernelDemand, ...] = (
         2.7,
     ),
     Demand(
-        CPU, "one cross map against explicit softmax everywhere: >= 1.6x", "cold", "maps", NAIVE, EXACT, 1.6
+        CPU,
+        "one cross map against explicit softmax everywhere: >= 1.6x",
+        "",
+        "maps",
+        EXPLICIT,
+        MAP,
+        1.6,
+        fact="parts",
     ),
     Demand(
         CPU,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from benchmarks.device import slug
 from benchmarks.job import MODES, Grid
 from benchmarks.measure import Settings, measure, stderr
 from benchmarks.models import DTYPES, MODELS
+from benchmarks.peers import Peers
 from benchmarks.results import FOLDER, write_json
 from benchmarks.sets import NAMES
 from benchmarks.table import table
@@ -33,6 +35,10 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 is its own choice")
+    peer = "a checkout of DIFT or generic-diffusion-feature; may be given twice"
+    parser.add_argument("--peer", type=Path, action="append", default=[], metavar="PATH", help=peer)
+    python = "an interpreter that has what the peers need: CUDA, torchvision and their own diffusers"
+    parser.add_argument("--peer-python", default=sys.executable, metavar="PYTHON", help=python)
     parser.add_argument("--output", type=Path, default=FOLDER)
     return parser.parse_args(given)
 
@@ -53,12 +59,22 @@ def main(given: list[str] | None = None) -> int:
         asked.compiled,
         device=asked.device,
     )
-    found = measure(settings, log=stderr)
-    command = ["python", "-m", "benchmarks.extraction", *(sys.argv[1:] if given is None else given)]
-    found = {"command": " ".join(command), **found}
-    write(found, asked.output, f"{asked.model}-{found['size']}-{slug(found['device'])}")
-    print(table(found))
+    command = " ".join(["python", "-m", "benchmarks.extraction", *(sys.argv[1:] if given is None else given)])
+
+    def keep(found: dict[str, Any]) -> None:
+        said = {"peers": [*peers.told.values()]} if asked.peer else {}
+        write({"command": command, **said, **found}, asked.output, file_name(settings, found))
+
+    with Peers(asked.peer, asked.peer_python, stderr) as peers:
+        print(table(measure(settings, peers=peers, log=stderr, keep=keep)))
     return 0
+
+
+def file_name(settings: Settings, found: dict[str, Any]) -> str:
+    """By model, size and device; and by what was asked for where that is not all, so that parts lie side by side."""
+    some = [*settings.modes] if set(settings.modes) != set(MODES) else []
+    some += [*settings.sets] if set(settings.sets) != set(NAMES) else []
+    return "-".join([settings.model, str(found["size"]), *some, slug(found["device"])])
 
 
 def write(found: dict[str, object], folder: Path, name: str) -> None:

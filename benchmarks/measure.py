@@ -7,8 +7,9 @@ import dataclasses
 import gc
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -20,7 +21,7 @@ from benchmarks.job import Grid, Job, Outputs, make_job
 from benchmarks.models import DTYPES, converted, load
 from benchmarks.planned import Planned
 from benchmarks.sets import layers_of
-from benchmarks.timing import Row, alternated, ratios, taken
+from benchmarks.timing import Row, alternated, ratios, turn
 from gate.backbone import Backbone, is_map
 
 EXACT, FAST = "gate exact", "gate fast"
@@ -30,6 +31,7 @@ LIMITS = {
     "half": 0.2,
 }  # relative errors beyond which a row does another job, and no time counts
 Log = Callable[[str], None]
+Keep = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,19 @@ class Settings:
     device: str = "cpu"
 
 
-Peers = Callable[[Job, Backbone], Mapping[str, Row]]
+class Peers(Protocol):
+    """Gives further rows, whose features cannot be compared: "peer NAME DTYPE"."""
+
+    def rows(
+        self, job: Job, layers: str, backbone: Backbone, dtype: str
+    ) -> AbstractContextManager[Mapping[str, Row]]: ...
 
 
-def measure(settings: Settings, *, peers: Peers | None = None, log: Log = lambda _: None) -> dict[str, Any]:
-    """All cells of a model at a size, as JSON. ValueError: a row's outputs are not those of the naive loop."""
+def measure(
+    settings: Settings, *, peers: Peers | None = None, log: Log = lambda _: None, keep: Keep = lambda _: None
+) -> dict[str, Any]:
+    """All cells of a model at a size, as JSON. keep: is given what there is after each cell, for runs that are cut
+    short. ValueError: a row's outputs are not those of the naive loop."""
     backbone = load(settings.model, settings.size, settings.device)
     half = converted(backbone, settings.half, channels_last=True)
     plain = converted(backbone, settings.half, channels_last=False)
@@ -80,15 +90,19 @@ def measure(settings: Settings, *, peers: Peers | None = None, log: Log = lambda
     for mode in settings.modes:
         for name in settings.sets:
             job = make_job(backbone, mode, layers_of(name, backbone), settings.grid, settings.batch)
-            rows = _rows(job, backbone, half, plain, settings) | (dict(peers(job, backbone)) if peers else {})
-            cell = _cell(job, rows, backbone, settings, rates, found["bandwidth"], log)
+            rows = _rows(job, backbone, half, plain, settings)
+            dtype = settings.half if settings.half == "float16" else "float32"  # peers know no other
+            with peers.rows(job, name, backbone, dtype) if peers else nullcontext({}) as theirs:
+                cell = _cell(job, rows, theirs, backbone, settings, rates, found["bandwidth"], log)
             found["cells"].append({"set": name, "layers": list(job.layers), **cell})
+            keep(found)
     return found
 
 
 def _cell(
     job: Job,
     rows: dict[str, Row],
+    theirs: Mapping[str, Row],
     backbone: Backbone,
     settings: Settings,
     rates: Mapping[str, Any],
@@ -102,13 +116,15 @@ def _cell(
         first, differences = _compared(rows, log)
         if not settings.exact:
             rows = {name: row for name, row in rows.items() if _dtype(name, settings) != "float32"}
-        seconds = alternated(rows, settings.repeats)
+        first |= {name: turn(row)[0] for name, row in theirs.items()}
+        timed = {**rows, **theirs}
+        seconds = alternated(timed, settings.repeats)
     work = counted(backbone, job.layers, settings.batch)
     hooks = f"hooks {settings.half}"
     pairs = [(NAIVE, EXACT), (NAIVE, FAST)]
     pairs += [(name, FAST) for name in rows if name.startswith(hooks)]
     pairs += [(f"{hooks} compiled", f"{FAST} compiled"), (NAIVE, f"{FAST} compiled")]
-    pairs += [(name, ours) for name in rows if name.startswith("peer") for ours in (EXACT, FAST)]
+    pairs += [(name, ours) for name in theirs for ours in (EXACT, FAST)]
     said = ratios(seconds, pairs)
     for ratio in said:
         log(f"{job.mode}: {ratio.slow} / {ratio.fast} = {ratio.median:.2f}")
@@ -128,14 +144,15 @@ def _cell(
                 "dtype": _dtype(name, settings),
                 "first_seconds": first[name],
                 "seconds": seconds[name],
-                "difference": differences[name].as_dict(),
+                "difference": differences[name].as_dict() if name in differences else None,
                 **_share(name, seconds[name], job, work, rates, speed, backbone, settings),
             }
-            for name in rows
+            for name in timed
         ],
         "ratios": [ratio.as_dict() for ratio in said],
     }  # fmt: skip
     rows.clear()
+    timed.clear()
     gc.collect()
     torch._dynamo.reset()
     return made
@@ -171,8 +188,7 @@ def _compared(rows: Mapping[str, Row], log: Log) -> tuple[dict[str, float], dict
     found: dict[str, Difference] = {}
     truth: Outputs = {}
     for name, row in rows.items():
-        with row.ready():
-            first[name], outputs = taken(row)
+        first[name], outputs = turn(row)
         truth = truth or outputs
         found[name] = difference(outputs, truth)
         limit = LIMITS["float32" if name in (NAIVE, EXACT) or "float32" in name else "half"]

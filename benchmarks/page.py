@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 from benchmarks.demands import DEMANDS, Demand, KernelDemand
 from benchmarks.device import sentence
+from benchmarks.parts import table as parts_table
 from benchmarks.results import FOLDER, read_all
 from benchmarks.table import table
 
@@ -22,7 +25,12 @@ Found = Mapping[str, Any]
 
 def page(text: str, results: Sequence[Found]) -> str:
     """The page with every block between <!-- begin: NAME --> and <!-- end: NAME --> made anew."""
-    blocks = {"demands": demands(results), "cells": cells(results), "rates": rates(results)}
+    blocks = {
+        "demands": demands(results),
+        "cells": cells(results),
+        "rates": rates(results),
+        "parts": pieces(results),
+    }
 
     def fill(match: re.Match[str]) -> str:
         name = match[1]
@@ -36,15 +44,15 @@ def page(text: str, results: Sequence[Found]) -> str:
 def demands(results: Sequence[Found]) -> str:
     """Each demand beside what was measured for it, on whichever devices it was."""
     lines = [
-        "| where | demand | measured: median [range of the repeats] | at a grid of | by counted FLOPs, there / at "
-        "8 x 50 x 2 x 3 | holds |",
-        "|---|---|---|---|---|---|",
+        "| where | demand | measured: median [range of the repeats] | at a grid of | "
+        "roofline there / at 8 x 50 x 2 x 3 | of the roofline | holds |",
+        "|---|---|---|---|---|---|---|",
     ]
     for demand in DEMANDS:
         rows = (
             _kernel_rows(demand, results) if isinstance(demand, KernelDemand) else _cell_rows(demand, results)
         )
-        for row in rows or [f"{UNMEASURED} | | | {UNMEASURED}"]:
+        for row in rows or [f"{UNMEASURED} | | | | {UNMEASURED}"]:
             lines.append(f"| {demand.where} | {demand.text} | {row} |")
     return "\n".join(lines)
 
@@ -54,6 +62,9 @@ def _cell_rows(demand: Demand, results: Sequence[Found]) -> list[str]:
     for found in results:
         if demand.gpu != ("gpu" in found["device"]) or found.get("model") != demand.model:
             continue
+        if demand.fact == "parts":
+            rows += _part_ratios(demand, found)
+            continue
         for cell in found.get("cells", ()):
             if (cell["mode"], cell["set"]) != (demand.mode, demand.layers):
                 continue
@@ -62,19 +73,41 @@ def _cell_rows(demand: Demand, results: Sequence[Found]) -> list[str]:
                 continue
             for ratio in cell["ratios"]:
                 if (ratio["slow"], ratio["fast"]) == (demand.slow, demand.fast):
-                    grid, full = counted(cell, cell["grid"]), counted(cell, FULL)
-                    counts = f"{grid:.2f} / {full:.2f}" if cell["mode"] == "screen" else f"{grid:.2f}"
+                    speed = _speed(found, cell, ratio)
+                    grid, full = speed * counted(cell, cell["grid"]), speed * counted(cell, FULL)
+                    screen = cell["mode"] == "screen"
+                    limits = f"{grid:.2f} / {full:.2f}" if screen else f"{grid:.2f}"
                     rows.append(
                         f"{ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}] | {_size(found)}, "
-                        f"{_grid(cell)} | {counts} | {_holds(demand, ratio['median'])}"
+                        f"{_grid(cell)} | {limits} | {ratio['median'] / grid:.0%} | "
+                        f"{_holds(demand, ratio['median'], full if screen else grid)}"
                     )
     return rows
+
+
+def _part_ratios(demand: Demand, found: Found) -> list[str]:
+    rows = []
+    for dtype, parts in found.get("parts", {}).items():
+        if demand.slow in parts:
+            turns = zip(parts[demand.slow]["seconds"], parts[demand.fast]["seconds"], strict=True)
+            values = [slow / fast for slow, fast in turns]
+            middle, where = statistics.median(values), f"{_size(found)}, {dtype}, batch {found['batch']}"
+            spread = f"{middle:.2f} [{min(values):.2f}, {max(values):.2f}]"
+            rows.append(f"{spread} | {where} | | | {_holds(demand, middle)}")
+    return rows
+
+
+def _speed(found: Found, cell: Found, ratio: Found) -> float:
+    """How many times as fast the machine does the products of the fast row's dtype as those of the slow row's."""
+    dtypes = {row["name"]: row["dtype"] for row in cell["rows"]}
+    slow, fast = (found["rates"][dtypes[ratio[key]]]["mix"] for key in ("slow", "fast"))
+    return float(fast / slow)
 
 
 def _shares(demand: Demand, found: Found, cell: Found) -> list[str]:
     """Share of the measured matmul rate, of the rows that a demand is about."""
     return [
-        f"{row['share']:.0%} | {_size(found)}, {_grid(cell)} | | {_holds(demand, row['share'])}"
+        f"{row['share']:.0%} | {_size(found)}, {_grid(cell)} | | | {_holds(demand, row['share'])}"
         for row in cell["rows"]
         if row["name"] == demand.fast
     ]
@@ -87,18 +120,22 @@ def _kernel_rows(demand: KernelDemand, results: Sequence[Found]) -> list[str]:
             where = f"{found['device']['gpu']}, {row['dtype']}, {tuple(row['shape'])}"
             if demand.part == "epilogue":
                 rows.append(
-                    f"{row['share']:.0%} ({row['name']}) | {where} | | {_holds(demand, row['share'])}"
+                    f"{row['share']:.0%} ({row['name']}) | {where} | | | {_holds(demand, row['share'])}"
                 )
             for ratio in row.get("ratios", ()):
                 if (ratio["slow"], ratio["fast"]) == (demand.slow, demand.fast):
                     spread = f"{ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]"
-                    rows.append(f"{spread} | {where} | | {_holds(demand, ratio['median'])}")
+                    rows.append(f"{spread} | {where} | | | {_holds(demand, ratio['median'])}")
     return rows
 
 
-def _holds(demand: Demand | KernelDemand, value: float) -> str:
-    met = value >= demand.least if demand.least is not None else value <= (demand.most or 0.0)
-    return "yes" if met else "**no**"
+def _holds(demand: Demand | KernelDemand, value: float, limit: float = math.inf) -> str:
+    """limit: the roofline; what is demanded above it cannot be done here, unless the value is above it too."""
+    if demand.least is None:
+        return "yes" if value <= (demand.most or 0.0) else "**no**"
+    if value >= demand.least:
+        return "yes"
+    return "**no**, nor can it: the roofline is lower" if value <= limit < demand.least else "**no**"
 
 
 def counted(cell: Found, grid: Mapping[str, int]) -> float:
@@ -132,6 +169,16 @@ def rates(results: Sequence[Found]) -> str:
                 f"{rate['peak'] * 1e3:.0f} | {found['bandwidth']:.1f} |"
             )
     return "\n".join(lines) if len(lines) > 2 else UNMEASURED
+
+
+def pieces(results: Sequence[Found]) -> str:
+    """Seconds of encoder, cut forward and whole forward beside those that their FLOPs would take."""
+    rows = [parts_table(found) for found in results if "parts" in found]
+    head = [
+        "| model | dtype | part | GFLOP | seconds an image: median [range] | at the matmul rate | share |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *rows]) if rows else UNMEASURED
 
 
 def cells(results: Sequence[Found]) -> str:

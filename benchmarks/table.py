@@ -30,10 +30,15 @@ def table(found: Mapping[str, Any]) -> str:
         grid = " ".join(str(cell["grid"][k]) for k in ("prompts", "images", "seeds", "timesteps"))
         for row in cell["rows"]:
             error = row["difference"]
+            compared = (
+                f"{error['frobenius']:.1e} | {'same' if error['same'] else 'other'}"
+                if error
+                else "own noise | "
+            )
             lines.append(
                 f"{head}| {grid} | {row['name']} | {statistics.median(row['seconds']):.3g} | "
                 f"{row['first_seconds']:.3g} | {row['images_per_second']:.3g} | {row['share']:.0%} | "
-                f"{error['frobenius']:.1e} | {'same' if error['same'] else 'other'} |"
+                f"{compared} |"
             )
     lines += ["", "| mode | set | ratio | median | range |", "|---|---|---|---|---|"]
     for cell in found["cells"]:

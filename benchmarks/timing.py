@@ -13,7 +13,10 @@ import torch
 
 
 class Row(Protocol):
-    """Something that does a job. ready: what is done once beforehand, outside the clock, and undone afterwards."""
+    """Something that does a job. ready: what is done once beforehand, outside the clock, and undone afterwards.
+
+    One that lies in another process has `seconds` besides: its last turn's, by its own clock.
+    """
 
     def ready(self) -> AbstractContextManager[None]: ...
 
@@ -52,13 +55,19 @@ def taken(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - began, result
 
 
+def turn(row: Row) -> tuple[float, Any]:
+    """Seconds of one turn, and what it gives."""
+    with row.ready():
+        seconds, result = taken(row)
+    return getattr(row, "seconds", seconds), result
+
+
 def alternated(rows: Mapping[str, Row], repeats: int) -> dict[str, list[float]]:
     """{row: seconds of each repeat}; A B C A B C ..., so that what the machine does besides hits all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(repeats):
         for name, row in rows.items():
-            with row.ready():
-                seconds[name].append(taken(row)[0])
+            seconds[name].append(turn(row)[0])
     return seconds
 
 

@@ -155,6 +155,10 @@ class Backbone(abc.ABC):
     def calibrate(self, layers: Sequence[str]) -> None:  # noqa: B027
         """Look at these layers before they are used; a family may find channels that are not worth keeping."""
 
+    def labelled(self, neutral: Conditioning, labels: Sequence[int | None]) -> Conditioning:
+        """The neutral conditioning with the samples' classes, where a model needs a class and has none for "any"."""
+        return neutral
+
     def batch(
         self,
         samples: Sequence[Sample],
@@ -162,10 +166,15 @@ class Backbone(abc.ABC):
         *,
         everyone: Sequence[Sample] = (),
         class_names: tuple[str, ...] = (),
+        labels: Sequence[int | None] | None = None,
     ) -> Batch:
-        """Samples with their clean latents (encoded here where none are given) and the neutral conditioning."""
+        """Samples with their clean latents (encoded here where none are given) and the neutral conditioning.
+
+        labels: of the samples, for a model that cannot do without, where a technique must not see them.
+        """
         latents = self.encode(pixels(samples)) if x0 is None else x0
-        neutral = self.encode_prompts([""] * len(samples))
+        known = [sample.label for sample in samples] if labels is None else labels
+        neutral = self.labelled(self.encode_prompts([""] * len(samples)), known)
         return Batch(self, tuple(samples), latents, neutral, everyone or samples, class_names)
 
 

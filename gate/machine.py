@@ -10,13 +10,24 @@ import mmap
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from gate.errors import OutOfMemoryError
+
+T = TypeVar("T")
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # mallopt's parameters, from glibc's malloc.h
 _LARGEST_BLOCK = 32 << 20  # the most that glibc accepts on 64 bits
-# what torch says on a CPU, where it raises a RuntimeError
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+# what torch says where it raises a plain RuntimeError: on a CPU, on Apple's GPU, from CUDA's own libraries
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "cannot allocate memory",
+    "out of memory",
+    "std::bad_alloc",
+    "alloc_failed",
+)
 
 
 @functools.cache
@@ -70,10 +81,48 @@ def release(mapped: Any) -> None:
         pages.madvise(mmap.MADV_DONTNEED)
 
 
+def halving(
+    work: Callable[[int], T], batch: int, what: str, fix: str, *, log: Callable[[str], None] = lambda _: None
+) -> T:
+    """work(batch); where memory runs out, again with half of it, and so on. log: is told of each half.
+
+    what: that does not fit, and fix: what to do about it, for the sentence. Raises OutOfMemoryError at a batch of one,
+    and whatever else the work raises.
+    """
+    while True:
+        try:
+            return work(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if batch == 1:
+                raise OutOfMemoryError(
+                    f"{what} does not fit into memory even at batch size 1; {fix}."
+                ) from error
+        batch //= 2  # out of the handler: its error holds the frames, and their tensors
+        log(f"out of memory in {what}: going on with batches of {batch}")
+
+
+@contextlib.contextmanager
+def one_fits(what: str) -> Iterator[None]:
+    """Work that no batch makes smaller: memory that runs out within becomes an OutOfMemoryError that says `what`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"Memory ran out in {what}; use a smaller --image-size, --dtype float16, or --offload."
+        ) from error
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, a GPU's or the machine's: a smaller batch may do."""
     import torch
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return any(text in str(error) for text in _NO_MEMORY)
+    if not isinstance(error, RuntimeError):
+        return False
+    said = str(error).lower()
+    return any(text in said for text in _NO_MEMORY)

@@ -79,7 +79,8 @@ class Plan:
         """These samples with their latents and the neutral conditioning."""
         x0 = None if self.x0 is None else self.x0[rows]
         part, names = self.visible[rows].samples, self.samples.classes
-        return self.backbone.batch(part, x0, everyone=self.visible, class_names=names)
+        labels = [sample.label for sample in self.samples[rows].samples]
+        return self.backbone.batch(part, x0, everyone=self.visible, class_names=names, labels=labels)
 
 
 @dataclass(frozen=True, eq=False)

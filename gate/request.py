@@ -24,7 +24,9 @@ class Conditioning:
     """What steers the denoiser, one row per sample.
 
     prompt_embeds: (b, n, d). pooled: (b, d') or None. mask: (b, n) or None. time_ids: (b, m) or None.
-    image_embeds: (b, k, d'') or None. prompts: the b texts behind it, for records.
+    image_embeds: (b, k, d'') or None. labels: (b,) long or None, the model's own classes. prompts: the b texts behind
+    it, for records. told: what a recorded denoiser is told, a row each (gate/backbones/recorded); prompt_embeds then
+    has no tokens.
     """
 
     prompt_embeds: Tensor
@@ -32,7 +34,9 @@ class Conditioning:
     mask: Tensor | None = None
     time_ids: Tensor | None = None
     image_embeds: Tensor | None = None
+    labels: Tensor | None = None
     prompts: tuple[str, ...] = ()
+    told: tuple[Any, ...] = ()
 
     def replace(self, **changes: Any) -> Conditioning:
         return dataclasses.replace(self, **changes)
@@ -40,8 +44,12 @@ class Conditioning:
     def with_text(self, text: Conditioning) -> Conditioning:
         """The prompts of `text`, everything else as it is here."""
         return self.replace(
-            prompt_embeds=text.prompt_embeds, pooled=text.pooled, mask=text.mask, prompts=text.prompts
-        )  # fmt: skip
+            prompt_embeds=text.prompt_embeds,
+            pooled=text.pooled,
+            mask=text.mask,
+            prompts=text.prompts,
+            told=text.told,
+        )
 
     def __len__(self) -> int:
         return len(self.prompt_embeds)
@@ -111,7 +119,7 @@ class Batch:
         """The reference: clean latents at t = 0, no noise."""
         steps = torch.zeros(len(self), dtype=torch.long)
         return Request(
-            self.x0,
+            self.backbone.schedule.clean(self.x0),
             steps,
             steps,
             torch.zeros_like(self.x0),

@@ -15,6 +15,7 @@ from gate.errors import ConfigurationError
 
 REASONS = 3  # as many are told in a line
 MIN_SAMPLES = 8  # below it no interval over samples means anything
+MAX_SEED = 2**32 - 1  # what scikit-learn's folds take
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,12 +1,12 @@
 """Noise levels: one place for eps, v, x0 and flow predictions.
 
 Throughout, x_t = a_t x0 + s_t eps, with a_t the signal coefficient and s_t the noise coefficient:
-a_t = sqrt(alpha_bar_t), s_t = sqrt(1 - alpha_bar_t) for DDPM schedules; a = 1 - sigma, s = sigma for flow.
+a_t = sqrt(alpha_bar_t), s_t = sqrt(1 - alpha_bar_t) for DDPM schedules; a = 1 - sigma, s = sigma for flow; 1 and
+sigma over sqrt(sigma^2 + sigma_data^2) in EDM and consistency models. x_t is what the network is given.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from gate.errors import ConfigurationError, UsageError
+from gate.schedulers import flow_tables, tables
 
-PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction", "preconditioned"]
+LEVEL = 0.05  # of the schedule, where features are taken by default: 50 of 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,13 +27,21 @@ class NoiseSchedule:
     """Signal and noise coefficients per timestep, and what the denoiser predicts.
 
     signal, noise: (T,) float64; index t in [0, T). Larger t is noisier, always. time: (T,) float64, what the
-    denoiser is told at t, where that is not t itself (flow: T sigma).
+    denoiser is told at t, where that is not t itself (flow: T sigma). level: (T,) sigma as the authors count it, where
+    that is not `noise`. skip, out: (T,), of a preconditioned network: x0_hat = skip x_t + out prediction.
+    clean_scale: of a clean latent, as the network knows it. blind: levels after T that were left out, because a
+    prediction of noise says nothing of the image there.
     """
 
     signal: Tensor
     noise: Tensor
     prediction_type: PredictionType
     time: Tensor | None = None
+    level: Tensor | None = None
+    skip: Tensor | None = None
+    out: Tensor | None = None
+    clean_scale: float = 1.0
+    blind: int = 0
 
     def __post_init__(self) -> None:
         if self.prediction_type not in get_args(PredictionType):
@@ -45,41 +55,19 @@ class NoiseSchedule:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], tokens: int = 4096) -> NoiseSchedule:
-        """From a diffusers scheduler's config: its betas (Ho et al. 2020, Eq. 4), or its flow matching.
-
-        tokens: of one image; flow schedules may shift with it.
-        """
-        from diffusers import DDPMScheduler
-
-        if is_flow(config):
-            steps = int(config.get("num_train_timesteps", 1000))
-            return cls.flow(flow_shift(config, tokens), steps)
-        if not any(key in config for key in ("beta_schedule", "trained_betas", "beta_start")):
-            raise ConfigurationError(
-                f"Scheduler {config.get('_class_name', 'without a name')} has no beta schedule; "
-                "only schedules of the DDPM kind are served."
-            )
-        keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-        scheduler = DDPMScheduler(
-            **{k: config[k] for k in keys if config.get(k) is not None},
-            rescale_betas_zero_snr=bool(config.get("rescale_betas_zero_snr", False)),
-        )
-        alpha_bar = scheduler.alphas_cumprod.double()
-        return cls(alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), config.get("prediction_type", "epsilon"))
+        """From a diffusers scheduler's config (`gate.schedulers`). tokens: of one image; flow may shift with it."""
+        return cls(**tables(config, tokens))
 
     @classmethod
     def flow(cls, shift: float = 1.0, steps: int = 1000) -> NoiseSchedule:
-        """x_t = (1 - sigma) x0 + sigma eps; sigma = shift s / (1 + (shift - 1) s) at s = (t + 1) / steps
-        (Esser et al. 2024, Eq. 23). The denoiser is told steps * sigma."""
-        s = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-        sigma = shift * s / (1 + (shift - 1) * s)
-        return cls(1 - sigma, sigma, "flow_prediction", steps * sigma)
+        """Of flow matching; the denoiser is told steps * sigma (`gate.schedulers.flow_tables`)."""
+        return cls(**flow_tables(shift, steps))
 
     def __len__(self) -> int:
         return len(self.signal)
 
     def told(self, t: Tensor) -> Tensor:
-        """What the denoiser is told at t: t itself, or T sigma (float32) in flow schedules.
+        """What the denoiser is told at t: t itself, or float32 (flow: T sigma; EDM: log(sigma) / 4).
 
         t: (b,) long; a floating-point t is no timestep of the schedule but what is to be told already.
         """
@@ -87,9 +75,15 @@ class NoiseSchedule:
             return t
         return self.time[t.cpu()].float().to(t.device)
 
+    @property
+    def counts(self) -> bool:
+        """Whether what the denoiser is told counts timesteps (t, or T sigma); else it is sigma or its logarithm."""
+        flow = self.prediction_type == "flow_prediction"
+        return self.time is None or (flow and float(self.time.max()) > 1)
+
     def sigma(self, t: Tensor) -> Tensor:
-        """The noise coefficient s_t, (b,) float64 in [0, 1]. t: (b,) long."""
-        return self.noise[t.cpu()]
+        """The noise level, (b,) float64: the coefficient s_t in [0, 1], or EDM's sigma. t: (b,) long."""
+        return (self.noise if self.level is None else self.level)[t.cpu()]
 
     def nearest(self, *, alpha_bar: float | None = None, sigma: float | None = None) -> int:
         """The timestep whose alpha_bar or sigma (give one) is nearest. Raises UsageError outside its range."""
@@ -108,8 +102,21 @@ class NoiseSchedule:
     def check(self, t: int) -> int:
         """t itself where it is a timestep of this schedule, else an error."""
         if not 0 <= t < len(self):
-            raise UsageError(f"Timestep {t} lies outside this schedule; choose one in 0 ... {len(self) - 1}.")
+            why = (
+                " (the levels above hold noise alone, which a prediction of noise cannot tell from any other)"
+            )
+            raise UsageError(
+                f"Timestep {t} lies outside this schedule; choose one in 0 ... {len(self) - 1}{why * bool(self.blind)}."
+            )
         return t
+
+    def at(self, share: float) -> int:
+        """The timestep that lies at this share of the schedule, 1 at least: 0.05 is 50 of 1000."""
+        return min(max(1, round(share * len(self))), len(self) - 1)
+
+    def clean(self, x0: Tensor) -> Tensor:
+        """A clean latent as the network is given it."""
+        return x0 if self.clean_scale == 1 else x0 * self.clean_scale
 
     def alpha_bar(self, t: Tensor) -> Tensor:
         """Share of signal variance, (b,) float64 in (0, 1]. t: (b,) long."""
@@ -117,9 +124,14 @@ class NoiseSchedule:
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """a_t, s_t shaped (b, 1, 1, 1), in the dtype and on the device of `like`."""
-        shape = (-1,) + (1,) * (like.ndim - 1)
-        index = t.cpu()
-        return self.signal[index].to(like).view(shape), self.noise[index].to(like).view(shape)
+        a, s = self._rows(t, like, self.signal, self.noise)
+        return a, s
+
+    @staticmethod
+    def _rows(t: Tensor, like: Tensor, *tables: Tensor) -> list[Tensor]:
+        """Each table at t, (b, 1, 1, 1), in the dtype and on the device of `like`."""
+        shape, index = (-1,) + (1,) * (like.ndim - 1), t.cpu()
+        return [table[index].to(like).view(shape) for table in tables]
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """x_t = a_t x0 + s_t eps. x0, eps: (b, c, h, w); t: (b,) long."""
@@ -132,8 +144,11 @@ class NoiseSchedule:
         return (x_t - a * x0) / s
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the denoiser should say, (b, c, h, w): eps, x0, v = a eps - s x0, or eps - x0."""
+        """What the denoiser should say, (b, c, h, w): eps, x0, v = a eps - s x0, eps - x0, or EDM's F."""
         a, s = self.coefficients(t, x0)
+        if self.skip is not None and self.out is not None:
+            skip, out = self._rows(t, x0, self.skip, self.out)
+            return (x0 - skip * (a * x0 + s * eps)) / out
         if self.prediction_type == "epsilon":
             return eps
         if self.prediction_type == "sample":
@@ -143,6 +158,9 @@ class NoiseSchedule:
     def x0_from(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """x0_hat, (b, c, h, w). v = a eps - s x0 (Salimans & Ho 2022); flow = eps - x0 (Lipman et al. 2023)."""
         a, s = self.coefficients(t, x_t)
+        if self.skip is not None and self.out is not None:
+            skip, out = self._rows(t, x_t, self.skip, self.out)
+            return skip * x_t + out * prediction
         if self.prediction_type == "epsilon":
             return (x_t - s * prediction) / a
         if self.prediction_type == "sample":
@@ -160,17 +178,19 @@ class NoiseSchedule:
             return a * prediction + s * x_t
         if self.prediction_type == "flow_prediction":
             return x_t + a * prediction
-        return (x_t - a * prediction) / s
+        return self.implied_eps(x_t, self.x0_from(prediction, x_t, t), t)
 
     def shifted(self, prediction: Tensor, change: Tensor, t: Tensor) -> Tensor:
         """The prediction at the same x_t whose eps_hat is larger by `change`, (b, c, h, w); x0_hat is less by s/a.
 
         Where x_t is noise alone (a = 0), it is eps whatever is predicted: nothing changes, unless that is eps itself.
         """
-        if self.prediction_type == "epsilon":
+        if self.prediction_type == "epsilon" and self.out is None:
             return prediction + change
         a, s = self.coefficients(t, prediction)
         less = torch.where(a > 0, s / a, 0.0) * change
+        if self.out is not None:
+            return prediction - less / self._rows(t, prediction, self.out)[0]
         if self.prediction_type == "sample":
             return prediction - less
         if self.prediction_type == "v_prediction":
@@ -249,27 +269,6 @@ def shared_timestep(t: Tensor, threshold: int = 100, intervals: int = 5) -> Tens
     if threshold < 1 or intervals < 1 or threshold % intervals:
         raise ValueError(f"intervals must divide threshold, both 1 or more; got {intervals} and {threshold}.")
     return (t - t % (threshold // intervals)).where(t < threshold, t)
-
-
-def is_flow(config: Mapping[str, Any]) -> bool:
-    """Whether a diffusers scheduler's config is of flow matching."""
-    named = str(config.get("_class_name", "")).startswith("FlowMatch")
-    return named or bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction"
-
-
-def flow_shift(config: Mapping[str, Any], tokens: int) -> float:
-    """How a flow scheduler shifts sigma towards noise; dynamic shifts grow with the image's tokens.
-
-    Spacings of a sampler's few steps (karras, terminal) are left out: they move no noise level.
-    """
-    if config.get("invert_sigmas"):
-        raise ConfigurationError("A noise schedule must get noisier as t grows; this one is inverted.")
-    if not config.get("use_dynamic_shifting"):
-        return float(config.get("shift") or config.get("flow_shift") or 1.0)
-    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    mu = low + (high - low) * (tokens - few) / (many - few)
-    return math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else float(mu)
 
 
 def sample_noise(sample_id: str, seed: int, shape: tuple[int, ...]) -> Tensor:

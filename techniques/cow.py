@@ -99,7 +99,8 @@ class Cow(Technique):
             return []
         text = request.conditioning.with_text(request.batch.neutral)
         below = [request.t * k // self.inversion for k in range(self.inversion + 1)]
-        kept, levels = [ddim_path(request, request.batch.x0, below, text)], self.levels(request)
+        clean, levels = request.batch.backbone.schedule.clean(request.batch.x0), self.levels(request)
+        kept = [ddim_path(request, clean, below, text)]
         for k in range(self.construct if self.cycles else 0):
             kept.append(ddim_path(request, kept[-1], levels[k : k + 2], text))
         return kept

@@ -47,7 +47,8 @@ class DdimInversion(Technique):
     def start(self, request: Request) -> Request:
         if self.steps == 0 or request.origin != "noised":
             return request
-        x0, text = request.batch.x0, request.conditioning.with_text(request.batch.neutral)
+        x0 = request.batch.backbone.schedule.clean(request.batch.x0)
+        text = request.conditioning.with_text(request.batch.neutral)
         levels = [request.t * k // self.steps for k in range(self.steps + 1)]
         return request.moved(ddim_path(request, x0, levels, text), request.t)
 

@@ -21,8 +21,9 @@ class SharedTimestep(Technique):
 
     The noise level stays at t; only what the denoiser is told changes. E-TSDM retrains with the shared
     condition; here the frozen denoiser is told it (ours), unless it was fitted so: `gate fit lora
-    --shared-below 100`. Flow models are told T sigma, which is what is shared there. threshold: shared below
-    it. intervals: how many there are below it; as many as the threshold are vanilla.
+    --shared-below 100`. Flow models are told T sigma, which is what is shared there; models that are told sigma
+    itself or its logarithm (EDM and kin) share t. threshold: shared below it. intervals: how many there are
+    below it; as many as the threshold are vanilla.
     """
 
     name = "shared-timestep"
@@ -49,5 +50,7 @@ class SharedTimestep(Technique):
     def denoise(self, request: Request, call_next: CallNext) -> Response:
         if self.intervals == self.threshold:  # on whole numbers the identity, and T sigma is none
             return call_next(request)
-        told = request.batch.backbone.schedule.told(request.t_condition)
+        schedule, told = request.batch.backbone.schedule, request.t_condition
+        if schedule.counts:  # sigma itself and its logarithm have no intervals of timesteps
+            told = schedule.told(told)
         return call_next(request.with_(t_condition=self.shared(told)))

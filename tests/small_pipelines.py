@@ -37,7 +37,7 @@ def clip_tokenizer() -> Any:
     return CLIPTokenizer(vocab={p: i for i, p in enumerate(pieces)}, merges=[], model_max_length=77)
 
 
-def clip_encoder(tokenizer: Any, *, projected: bool = False, layers: int = 2) -> Any:
+def clip_encoder(tokenizer: Any, *, projected: bool = False, layers: int = 2, positions: int = 77) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -46,7 +46,7 @@ def clip_encoder(tokenizer: Any, *, projected: bool = False, layers: int = 2) ->
         intermediate_size=2 * WIDTH,
         num_hidden_layers=layers,
         num_attention_heads=2,
-        max_position_embeddings=77,
+        max_position_embeddings=positions,
         projection_dim=WIDTH,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

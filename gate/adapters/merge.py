@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from gate.backbone import Backbone
 
 ADAPTER = "gate"
+LYCORIS = {  # how keys of LyCORIS's and peft's other decompositions read
+    "hada_w1": "LoHa",
+    "lokr_w1": "LoKr",
+    "oft_": "OFT",
+    "boft_": "BOFT",
+}
 
 
 @contextlib.contextmanager
@@ -62,6 +68,7 @@ def lora_weights(backbone: Backbone, source: str, weight_name: str, scale: float
     from safetensors import SafetensorError
 
     where, file = locate(source, weight_name)
+    refuse_lycoris(source, Path(where) / file)
     parts: dict[str, Any] = dict(backbone.components)
     unet = parts["unet"]
     try:
@@ -79,7 +86,8 @@ def lora_weights(backbone: Backbone, source: str, weight_name: str, scale: float
         ) from error
     except SafetensorError as error:
         raise ConfigurationError(
-            f"{source!r} holds no safetensors, whatever its name says; pickled weights are never loaded."
+            f"{source!r} is cut short, or holds no safetensors, whatever its name says (pickled weights are never "
+            "loaded); fetch it again."
         ) from error
     if not any(key.startswith((*(f"{part}." for part in parts), "transformer.")) for key in state):
         state = {f"unet.{key}": value for key, value in state.items()}  # a denoiser's own `save_attn_procs`
@@ -111,6 +119,28 @@ def lora_weights(backbone: Backbone, source: str, weight_name: str, scale: float
             f"{source!r} changes nothing in {backbone.name}; it was made for another backbone."
         )
     return changed
+
+
+def refuse_lycoris(source: str, file: Path) -> None:
+    """Raise ConfigurationError where a file on this machine holds another decomposition than LoRA's, by its keys.
+
+    A LoCon (LoRA of convolutions too) is LoRA. Diffusers would leave the others out, or stop at their first key.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        return
+    try:
+        with safe_open(file, framework="pt") as opened:
+            keys = list(opened.keys())
+    except SafetensorError:  # whoever reads it says so
+        return
+    kind = next((what for mark, what in LYCORIS.items() if any(mark in key for key in keys)), "")
+    if kind:
+        raise ConfigurationError(
+            f"{source!r} is a {kind}, not a LoRA, and diffusers does not load it. Merge it into a model with the "
+            "tool that trained it and screen that model, or extract a LoRA of the difference."
+        )
 
 
 def locate(source: str, weight_name: str) -> tuple[str, str]:

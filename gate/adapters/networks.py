@@ -97,7 +97,8 @@ def _check_safetensors(file: Path) -> None:
             pass
     except SafetensorError as error:
         raise ConfigurationError(
-            f"{file} holds no safetensors, whatever its name says; pickled weights are never loaded."
+            f"{file} is cut short, or holds no safetensors, whatever its name says (pickled weights are never loaded); "
+            "fetch it again."
         ) from error
 
 

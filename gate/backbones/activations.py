@@ -19,7 +19,10 @@ from gate.backbones.maps import Attention, mean_map
 from gate.errors import ConfigurationError, UsageError
 
 # classes in which the image comes before the text where two streams lie end to end
-IMAGE_FIRST = ("SD3Transformer2DModel", "ZImageTransformer2DModel", "HiDreamImageTransformer2DModel")
+IMAGE_FIRST = (
+    *("SD3Transformer2DModel", "ZImageTransformer2DModel", "HiDreamImageTransformer2DModel"),
+    "HunyuanImageTransformer2DModel",
+)
 
 
 class Features(dict[str, Tensor]):

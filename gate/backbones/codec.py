@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gate.machine import one_fits
+
 
 class Codec(abc.ABC):
     """The half of a pipeline that encodes and decodes. vae: None where latents are pixels."""
@@ -30,7 +32,7 @@ class Codec(abc.ABC):
 
     def encode(self, images: Tensor) -> Tensor:
         wanted = torch.is_grad_enabled() and images.requires_grad
-        with self._awake("vae"), torch.set_grad_enabled(wanted):
+        with self._awake("vae"), torch.set_grad_enabled(wanted), one_fits("encoding one image by the VAE"):
             return torch.cat([self._encode_one(image[None]) for image in images])
 
     def _encode_one(self, image: Tensor) -> Tensor:
@@ -47,7 +49,7 @@ class Codec(abc.ABC):
     def decode(self, x0: Tensor) -> Tensor:
         if self.vae is None:
             return (x0.float() / 2 + 0.5).clamp(0, 1)
-        with self._awake("vae"), torch.no_grad():
+        with self._awake("vae"), torch.no_grad(), one_fits("decoding one image by the VAE"):
             latents = (self._framed(self.denormalise(x[None].float()).to(self.vae.dtype)) for x in x0)
             images = torch.cat([self.vae.decode(z).sample for z in latents])
         return (images.reshape(len(x0), 3, *images.shape[-2:]).float() / 2 + 0.5).clamp(0, 1)

@@ -23,7 +23,7 @@ def is_hub_id(name: str) -> bool:
     return (
         name.count("/") == 1
         and not name.startswith((".", "/", "~"))
-        and not name.endswith((".safetensors", *PICKLES))
+        and not name.endswith((".safetensors", ".gguf", *PICKLES))
         and not Path(name).exists()
     )
 
@@ -33,7 +33,15 @@ def single_file(name: str) -> Path | None:
     path = Path(name).expanduser()
     if name.endswith(PICKLES):
         raise UsageError(
-            f"{name} is pickled; only safetensors are loaded. Convert it first, or find a converted one."
+            f"{name} is pickled; only safetensors are loaded. Convert it once, where you trust it (in Python: "
+            "safetensors.torch.save_file(torch.load(FILE, weights_only=True)['state_dict'], NEW_FILE)), or find a "
+            "converted one."
+        )
+    if name.endswith(".gguf"):
+        raise UsageError(
+            f"{name} holds the quantised weights of a denoiser alone, which gate does not screen. In your own loop "
+            "diffusers reads them (Class.from_single_file with a GGUFQuantizationConfig, and the gguf package), and "
+            "gate.capture reads its layers; for a screening, load the pipeline's safetensors."
         )
     if not name.endswith(".safetensors"):
         return None
@@ -77,12 +85,32 @@ def pipeline_folder(name: str, revision: str | None = None) -> Path:
 def read_index(name: str, folder: Path) -> dict[str, Any]:
     """The pipeline's model_index.json."""
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        text = (folder / INDEX).read_text(encoding="utf-8")
+    except OSError as error:
         raise MissingWeightsError(f"The backbone {name} has no readable {INDEX} in its folder.") from error
-    if not isinstance(index, dict):
-        raise ConfigurationError(f"The {INDEX} of {name} is not an object.")
-    return index
+    return _object(name, folder / INDEX, text)
+
+
+def read_config(name: str, file: Path) -> dict[str, Any]:
+    """A part's config. Raises MissingWeightsError, or ConfigurationError naming the file, and where it is broken."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MissingWeightsError(f"{name} has no readable {file.parent.name}/{file.name}.") from error
+    return _object(name, file, text)
+
+
+def _object(name: str, file: Path, text: str) -> dict[str, Any]:
+    where = file.name if file.name == INDEX else f"{file.parent.name}/{file.name}"
+    try:
+        read = json.loads(text)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{where} of {name} is no JSON ({error}); fetch the file again, or repair that place."
+        ) from error
+    if not isinstance(read, dict):
+        raise ConfigurationError(f"{where} of {name} is not an object; fetch the file again.")
+    return read
 
 
 def cached(name: str, revision: str | None = None) -> Path | None:

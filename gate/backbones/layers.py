@@ -23,6 +23,7 @@ STREAMS = {  # a transformer's stacks of blocks, as diffusers' classes call them
     "joint_transformer_blocks": "block",
     "double_stream_blocks": "block",
     "blocks": "block",
+    "visual_transformer_blocks": "block",
     "layers": "block",
     "single_transformer_blocks": "single",
     "single_stream_blocks": "single",

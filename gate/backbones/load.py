@@ -3,8 +3,8 @@ code."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,12 +15,14 @@ from gate.backbones.hub import (
     is_hub_id,
     missing_files,
     pipeline_folder,
+    read_config,
     read_index,
     single_file,
 )
 from gate.errors import ConfigurationError, MissingWeightsError, UsageError
 from gate.machine import keep_freed_memory
 
+HEADS = ("unet", "transformer")
 __all__ = ["choose_device", "choose_dtype", "config_layers", "load_backbone", "pipeline_folder"]
 
 
@@ -66,6 +68,7 @@ def load_backbone(
     from gate.backbones.families import find_family
     from gate.backbones.index import part_names
     from gate.backbones.parts import load_parts, load_single_file
+    from gate.backbones.whole import check_nulls, check_pickles
 
     check_name(name, revision=revision, pipeline=pipeline)
     where = choose_device(device)
@@ -79,13 +82,16 @@ def load_backbone(
     else:
         source = pipeline_folder(name, revision)
         index = read_index(name, source)
+        check_nulls(name, index)
         family = find_family(name, index)
         half = choose_dtype(dtype, where, family.half)
         names = part_names(index)
         missing = missing_files(source, index, names)
         if missing:
+            for part in names:
+                check_pickles(name, source / part)
             source = _completed(name, revision, missing)
-        parts = load_parts(name, source, index, names, half)
+        parts = load_parts(name, source, index, names, half, widened=family.widened)
     return family(
         name, source, index, parts, device=where, dtype=half, image_size=image_size, offload=offload
     )
@@ -103,50 +109,78 @@ def _completed(name: str, revision: str | None, missing: list[str]) -> Path:
 
 
 def config_layers(name: str, revision: str | None = None) -> list[LayerInfo]:
-    """The layers of a backbone without its weights: from its denoiser's config.
+    """The layers of a backbone without its weights: from its denoiser's config (`layers_of`)."""
+    return layers_of(name, revision)[0]
 
-    name: as for `load_backbone`, or a denoiser's own config.json or its folder. Raises ConfigurationError.
+
+def layers_of(name: str, revision: str | None = None) -> tuple[list[LayerInfo], str]:
+    """The layers, and why the backbone does not load ("" where it does): `gate.capture` reads more than families call.
+
+    name: as for `load_backbone`, or a denoiser's own config.json or its folder. Raises ConfigurationError, also for a
+    scheduler whose noise levels are not known. A recorded one is loaded, where its weights are there: what its denoiser
+    is told is known once its pipeline has run.
     """
-    from gate.backbones.families import find_family
     from gate.backbones.index import part_of
-    from gate.backbones.sketch import sketched_layers
 
     path = Path(name).expanduser()
     bare = path if path.suffix == ".json" else path / "config.json"
     if bare.is_file():
-        return _layers_of(name, bare)
+        return _of_config(name, bare)
     if single_file(name):
         raise UsageError(
             f"{name} holds weights alone; list the layers of the folder or hub id whose configs it has."
         )
     folder = pipeline_folder(name, revision)
-    for part in ("unet", "transformer"):
+    for part in HEADS:
         file = folder / part / "config.json"
         if file.is_file():
             index = read_index(name, folder)
-            config = json.loads(file.read_text(encoding="utf-8"))
-            return sketched_layers(find_family(name, index), part_of(index, part)[1], config)
+            config = read_config(name, file)
+            cls = part_of(index, part)[1] or str(config.get("_class_name"))
+            return _of_pipeline(name, revision, folder, index, cls, config)
     raise MissingWeightsError(f"{name} has no denoiser config in its folder.")
 
 
-def _layers_of(name: str, file: Path) -> list[LayerInfo]:
-    """Of a denoiser's config alone: by the first family that can call it."""
-    from gate.backbones.families import families
-    from gate.backbones.sketch import sketched_layers
+def _of_pipeline(
+    name: str, revision: str | None, folder: Path, index: dict[str, Any], cls: str, config: dict[str, Any]
+) -> tuple[list[LayerInfo], str]:
+    from gate.backbones.families import find_family
+    from gate.backbones.sketch import bare_layers, sketched_layers
+    from gate.schedule import NoiseSchedule
 
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    if scheduler.is_file():
+        NoiseSchedule.from_config(read_config(name, scheduler))
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        cls = str(config["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{name} is no config of a diffusers denoiser: it has no _class_name.") from error
-    reasons = []
+        family = find_family(name, index)
+        family.accepts(name, index, config)
+        if family.widened:
+            return load_backbone(name, device="cpu", revision=revision).layers(), ""
+    except ConfigurationError as error:
+        return bare_layers(cls, config), str(error)
+    return sketched_layers(family, cls, config), ""
+
+
+def _of_config(name: str, file: Path) -> tuple[list[LayerInfo], str]:
+    """Of a denoiser's config alone: by the first family that can call it, else off its modules."""
+    from gate.backbones.families import families
+    from gate.backbones.sketch import bare_layers, sketched_layers
+
+    config = read_config(name, file)
+    if "_class_name" not in config:
+        raise UsageError(f"{name} is no config of a diffusers denoiser: it has no _class_name.")
+    cls, reason = str(config["_class_name"]), ""
     for family in families():
         if cls in family.denoisers:
             try:
-                return sketched_layers(family, cls, config)
-            except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
-                reasons.append(str(error).strip().splitlines()[0])
-    if reasons:
-        raise ConfigurationError(f"The {cls} of {name} cannot be called: {reasons[-1]}")
-    known = sorted({denoiser for family in families() for denoiser in family.denoisers})
-    raise ConfigurationError(f"{name} is a {cls}, which no family serves; they serve {', '.join(known)}.")
+                return sketched_layers(family, cls, config), ""
+            except (
+                ConfigurationError,
+                TypeError,
+                ValueError,
+                KeyError,
+                RuntimeError,
+                AttributeError,
+            ) as error:
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return bare_layers(cls, config), reason or f"{name} is a {cls}, which no family serves."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 from collections.abc import Mapping, Sequence
@@ -12,16 +13,27 @@ import torch
 from torch import nn
 
 from gate.backbones.families import families
-from gate.backbones.hub import PICKLES, pipeline_folder, read_index, variant_of
+from gate.backbones.hub import pipeline_folder, read_config, read_index, variant_of
 from gate.backbones.index import part_names, part_of
-from gate.backbones.trusted import refuse_extras, trusted_class
+from gate.backbones.recorded.pipeline import pipeline_class
+from gate.backbones.trusted import refuse_extras, trusted_class, widened_class
+from gate.backbones.whole import check_files, check_nulls, check_pickles, load_whole
 from gate.errors import ConfigurationError, MissingWeightsError, UsageError
 
 
 def load_parts(
-    name: str, folder: Path, index: Mapping[str, Any], names: Sequence[str], dtype: torch.dtype
+    name: str,
+    folder: Path,
+    index: Mapping[str, Any],
+    names: Sequence[str],
+    dtype: torch.dtype,
+    *,
+    widened: bool = False,
 ) -> dict[str, Any]:
-    """{part: module, tokenizer, or the scheduler's config}. The VAE is in float32 where half precision breaks it."""
+    """{part: module, tokenizer, or the scheduler's config}. The VAE is in float32 where half precision breaks it.
+
+    widened: whether parts may be any class of diffusers and transformers, not those of the closed list alone.
+    """
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -29,11 +41,12 @@ def load_parts(
     try:
         for part in names:
             where = folder / part
-            cls: Any = _class_of(name, part, index)
+            cls: Any = _class_of(name, part, index, widened)
             refuse_extras(name, where)
             if part == "scheduler":
-                parts[part] = json.loads((where / "scheduler_config.json").read_text(encoding="utf-8"))
+                parts[part] = read_config(name, where / "scheduler_config.json")
                 continue
+            check_files(name, where)
             if not issubclass(cls, nn.Module):
                 parts[part] = cls.from_pretrained(where, local_files_only=True, trust_remote_code=False)
                 continue
@@ -45,7 +58,8 @@ def load_parts(
                 options["variant"] = variant_of(where)
             if kind == "dtype":
                 options["trust_remote_code"] = False
-            parts[part] = cls.from_pretrained(where, use_safetensors=True, local_files_only=True, **options)
+            options |= {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+            parts[part] = load_whole(name, where, functools.partial(cls.from_pretrained, where, **options))
     except ImportError as error:
         first = next(line for line in str(error).splitlines() if line.strip())
         raise ConfigurationError(f"{name} needs a package that is not installed: {first.strip()}") from error
@@ -55,8 +69,10 @@ def load_parts(
     return parts
 
 
-def _class_of(name: str, part: str, index: Mapping[str, Any]) -> type[Any]:
-    """A part's class, which must be one of the closed list or of a family's own."""
+def _class_of(name: str, part: str, index: Mapping[str, Any], widened: bool = False) -> type[Any]:
+    """A part's class, which must be one of the closed list or of a family's own, or of the two packages at all."""
+    if widened:
+        return widened_class(name, part, *part_of(index, part), pipeline_class(index))
     every = families()
     own = frozenset(f"diffusers.{denoiser}" for family in every for denoiser in family.denoisers)
     return trusted_class(name, part, *part_of(index, part), own.union(*(family.parts for family in every)))
@@ -81,6 +97,7 @@ def load_single_file(
 
     folder = pipeline_folder(follows or _inferred(name, file), revision)
     index = read_index(follows or name, folder)
+    check_nulls(name, index)
     pipeline: Any = getattr(diffusers, str(index.get("_class_name")), None)
     if not (inspect.isclass(pipeline) and issubclass(pipeline, diffusers.DiffusionPipeline)) or not hasattr(
         pipeline, "from_single_file"
@@ -92,11 +109,7 @@ def load_single_file(
     for part in names:
         _class_of(name, part, index)
         refuse_extras(name, folder / part)
-        found = {file.suffix for file in (folder / part).glob("*")}
-        if found.intersection(PICKLES) and ".safetensors" not in found:
-            raise ConfigurationError(
-                f"The {part} of {folder} is pickled, and pickles are never loaded; convert it first."
-            )
+        check_pickles(name, folder / part)
     idle = {key: None for key, entry in index.items() if isinstance(entry, list) and key not in names}
     try:
         made = pipeline.from_single_file(

@@ -16,23 +16,26 @@ from torch import Tensor, nn
 
 from gate.backbone import Backbone, LayerInfo, is_map
 from gate.backbones.activations import Features, capture
+from gate.backbones.beside import Extra, extra_channels, refuse_classes
 from gate.backbones.codec import Codec
 from gate.backbones.index import part_of, weights_hash
 from gate.backbones.layers import layer_paths, resolve_layers
 from gate.backbones.maps import per_head, spatial
 from gate.backbones.massive import massive_channels, without
 from gate.backbones.prompts import Prompts
-from gate.backbones.sketch import sketched_layers
+from gate.backbones.sketch import Sketch, listed, sketched
 from gate.data.memory import as_samples
-from gate.errors import ConfigurationError, UsageError
+from gate.errors import UsageError
+from gate.machine import one_fits
 from gate.passes import Plan, stream
 from gate.registry import create_technique
 from gate.request import Conditioning, Request
 from gate.sample import Sample
-from gate.schedule import NoiseSchedule
+from gate.schedule import LEVEL, NoiseSchedule
 from gate.technique import Technique
 
-CALIBRATION = 50  # the timestep at which massive channels are looked for
+CALIBRATION = 0.05  # of the schedule, where massive channels are looked for
+HEADS = ("unet", "transformer")
 
 
 class PipelineBackbone(Codec, Backbone):
@@ -41,7 +44,8 @@ class PipelineBackbone(Codec, Backbone):
     Facts: `denoisers`, diffusers' classes that it calls; `parts`, further classes that it takes besides those of
     gate/backbones/trusted.py, as "transformers.Class"; `half`, what `--dtype auto` is on a GPU; `patch`, how many
     latent positions a side become one token (None: the config's patch_size); `packed`, whether the family does that
-    itself; `default_side`, of the latent, where a denoiser's config names no size: 1024 px.
+    itself; `default_side`, of the latent, where a denoiser's config names no size: 1024 px; `widened`, whether its
+    parts may be any class of diffusers and transformers.
     """
 
     denoisers: ClassVar[frozenset[str]] = frozenset()
@@ -50,6 +54,7 @@ class PipelineBackbone(Codec, Backbone):
     patch: ClassVar[int | None] = None
     packed: ClassVar[bool] = False
     default_side: ClassVar[int] = 128
+    widened: ClassVar[bool] = False
     denoiser: Any
     text_encoder: Any = None
 
@@ -66,24 +71,25 @@ class PipelineBackbone(Codec, Backbone):
         offload: bool = False,
     ) -> None:
         self.name, self.source, self.device, self.dtype = name, source, device, dtype
+        self.extra = self.accepts(name, index, next(v for p, v in parts.items() if p in HEADS).config)
         self.index, self.offload = index, offload
         self.tokenizer: Any = None
         for part, value in parts.items():
             if isinstance(value, nn.Module):
                 value.eval().requires_grad_(False)
-            if part in ("unet", "transformer"):
+            if part in HEADS:
                 self.denoiser = value
             elif part != "scheduler":
                 setattr(self, "vae" if part == "vqvae" else part, value)
-        if getattr(self.denoiser, "class_embedding", None) is not None:
-            raise ConfigurationError(f"{name} needs a class for every image; only models without are served.")
         self.encoders = [part for part in sorted(parts) if part.startswith("text_encoder")]
         self._place()
         self._config: Mapping[str, Any] = self.denoiser.config
         self.image_size = self._chosen_size(image_size)
-        self.schedule = NoiseSchedule.from_config(parts["scheduler"], tokens=(self.side // self.unit) ** 2)
+        self.scheduler_config: Mapping[str, Any] = parts["scheduler"]
+        self.schedule = self._noise_levels(self.scheduler_config)
         self._prompts = Prompts()
         self.massive: dict[str, Tensor] = {}
+        self._blank = self._encode_blank() if self.extra == "inpaint" else None
 
     # what a family says of itself
 
@@ -91,6 +97,17 @@ class PipelineBackbone(Codec, Backbone):
     def serves(cls, index: Mapping[str, Any]) -> bool:
         """Whether this model_index.json is of the family."""
         return part_of(index, "unet", "transformer")[1] in cls.denoisers
+
+    @classmethod
+    def own_channels(cls, config: Mapping[str, Any]) -> int:
+        """Of the latent, as the denoiser's config counts them; the others lie beside it."""
+        return int(config["in_channels"])
+
+    @classmethod
+    def accepts(cls, name: str, index: Mapping[str, Any], config: Mapping[str, Any]) -> Extra:
+        """What lies beside the latent. Raises ConfigurationError where the denoiser needs what no image comes with."""
+        refuse_classes(name, index, config, labels="classes" in cls.traits)
+        return extra_channels(name, index, config, cls.own_channels(config))
 
     @abc.abstractmethod
     def describe(self, texts: Sequence[str]) -> Conditioning:
@@ -104,6 +121,18 @@ class PipelineBackbone(Codec, Backbone):
     @abc.abstractmethod
     def blank(cls, config: Mapping[str, Any]) -> Conditioning:
         """A conditioning of one row, by its shapes alone, for a denoiser with this config."""
+
+    # beside the latent
+
+    def _encode_blank(self) -> Tensor:
+        """(1, c, h, w): of a grey image, what a mask of ones leaves of any."""
+        with torch.no_grad():
+            return self.encode(torch.full((1, 3, self.image_size, self.image_size), 0.5))
+
+    def blank_latent(self, like: Tensor) -> Tensor:
+        """Of as many rows as `like`, which is a latent; zeros in a sketch, which has no VAE."""
+        blank = self._blank
+        return torch.zeros_like(like) if blank is None else blank.to(like).expand(len(like), -1, -1, -1)
 
     # sizes
 
@@ -122,6 +151,10 @@ class PipelineBackbone(Codec, Backbone):
         """Of the latent that a denoiser with this config was made for."""
         size = config.get("sample_size") or cls.default_side
         return int(min(size) if isinstance(size, (tuple, list)) else size)
+
+    def _noise_levels(self, config: Mapping[str, Any]) -> NoiseSchedule:
+        """Of a scheduler's config, at this image size."""
+        return NoiseSchedule.from_config(config, tokens=(self.side // self.unit) ** 2)
 
     def _chosen_size(self, asked: int | None) -> int:
         whole = self.native_side(self._config) * self.factor
@@ -171,7 +204,7 @@ class PipelineBackbone(Codec, Backbone):
 
     def _encode_new(self, prompts: Sequence[str]) -> dict[str, Conditioning]:
         """One at a time: a prompt's bits do not depend on its neighbours."""
-        with self._awake(*self.encoders), torch.no_grad():
+        with self._awake(*self.encoders), torch.no_grad(), one_fits("encoding one prompt"):
             return {prompt: self.describe([prompt]) for prompt in prompts}
 
     @contextlib.contextmanager
@@ -196,7 +229,11 @@ class PipelineBackbone(Codec, Backbone):
         return layer_paths(self.denoiser)
 
     def layers(self) -> list[LayerInfo]:
-        return sketched_layers(type(self), type(self.denoiser).__name__, self._config)
+        return listed(*self.sketch())
+
+    def sketch(self, side: int = 0) -> Sketch:
+        """The denoiser without weights, its forward, and the latent's side (0: what it was made for)."""
+        return sketched(type(self), type(self.denoiser).__name__, self._config, side)
 
     def calibrate(self, layers: Sequence[str]) -> None:
         """Find the massive channels of a transformer's layers, on noise that depends on nothing but the model."""
@@ -208,8 +245,9 @@ class PipelineBackbone(Codec, Backbone):
         if not new or not part_of(self.index, "transformer")[1]:
             return
         sample = Sample(np.full((self.image_size, self.image_size, 3), 128, np.uint8))
-        with torch.no_grad(), capture(self.denoiser, new) as seen:
-            self.predict(self.batch([sample]).request(min(CALIBRATION, len(self.schedule) - 1), 0))
+        one = one_fits("one call of the denoiser for one image")
+        with torch.no_grad(), one, capture(self.denoiser, new) as seen:
+            self.predict(self.batch([sample]).request(self.schedule.at(CALIBRATION), 0))
         self.massive |= {layer: massive_channels(seen[layer]) for layer in new}
 
     def settled(self, layer: str, feature: Tensor) -> Tensor:
@@ -255,7 +293,7 @@ class PipelineBackbone(Codec, Backbone):
         images: Sequence[Any],
         *,
         layers: str | Sequence[str] = "paper",
-        timestep: int = 50,
+        timestep: int | None = None,
         technique: str | Any = "",
         seed: int = 0,
         batch_size: int = 8,
@@ -263,6 +301,7 @@ class PipelineBackbone(Codec, Backbone):
         """Features {layer: (n, c, h, w)} on the CPU; maps are (n, heads, positions, keys).
 
         images: Samples, PIL images or (h, w, 3) uint8 arrays. layers: ids, aliases, presets; aliases are keys too.
+        timestep: None is at 5 % of the schedule: 50 of 1000.
         """
         samples = as_samples(images, self.image_size)
         chosen = create_technique(technique) if isinstance(technique, str) and technique else technique
@@ -273,7 +312,8 @@ class PipelineBackbone(Codec, Backbone):
         active.check(self, visible)
         active.fit(self, visible)
         parts: dict[str, list[Tensor]] = {layer: [] for layer in wanted}
-        plan = Plan(self, active, samples, (timestep,), (seed,), wanted, batch_size, outputs=False)
+        level = self.schedule.at(LEVEL) if timestep is None else timestep
+        plan = Plan(self, active, samples, (level,), (seed,), wanted, batch_size, outputs=False)
         with contextlib.closing(stream(plan)) as passes:
             for passed in passes:
                 for layer, value in passed.response.features.items():

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from gate.backbones.recorded.call import leaves
 from gate.request import Conditioning
 
 LIMIT = 64 << 20  # bytes: 270 prompts of Stable Diffusion 1.5, 16 of Flux
@@ -52,6 +53,7 @@ class Prompts:
 
 def size_of(conditioning: Conditioning) -> int:
     """Bytes that its tensors hold in memory: a slice holds all that it was cut from."""
-    values = (getattr(conditioning, f.name) for f in dataclasses.fields(conditioning))
-    storages = [v.untyped_storage() for v in values if isinstance(v, Tensor)]
+    values = {f.name: getattr(conditioning, f.name) for f in dataclasses.fields(conditioning)}
+    told = [value for row in conditioning.told for _, value in leaves((row.args, row.kwargs))]
+    storages = [v.untyped_storage() for v in (*values.values(), *told) if isinstance(v, Tensor)]
     return sum({s.data_ptr(): s.nbytes() for s in storages}.values())

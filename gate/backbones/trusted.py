@@ -70,6 +70,42 @@ def trusted_class(name: str, part: str, library: str, cls: str, further: frozens
     return made
 
 
+def widened_class(
+    name: str, part: str, library: str, cls: str, pipeline: type[Any] | None = None
+) -> type[Any]:
+    """The class of a part of a recorded pipeline: any model, tokenizer or scheduler of diffusers and transformers.
+
+    By name from a package's own top level, or from a package of diffusers' pipelines, that of `pipeline` among them
+    (PRX brings its encoder along), never an Auto class. Raises ConfigurationError for any other.
+    """
+    import diffusers
+    import transformers
+
+    if part.startswith("tokenizer") and cls in PROCESSORS:
+        cls = "PreTrainedTokenizerFast"
+    packages = {"diffusers": diffusers, "transformers": transformers}
+    package: Any = packages.get(library) or (
+        library.isidentifier() and getattr(diffusers.pipelines, library, None)
+    )
+    kinds = (
+        *(diffusers.ModelMixin, diffusers.SchedulerMixin),
+        *(transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase),
+    )
+    auto = cls.startswith("Auto") and not cls.startswith("Autoencoder")
+    found: Any = None if auto else getattr(package, cls, None)
+    if found is None and pipeline is not None and not auto and library in packages:
+        found = getattr(importlib.import_module(pipeline.__module__.rpartition(".")[0]), cls, None)
+    if not (
+        isinstance(found, type) and issubclass(found, kinds) and found.__module__.split(".")[0] in packages
+    ):
+        raise ConfigurationError(
+            f"{name} wants {library}.{cls} for its {part}, which is no model, tokenizer or scheduler of diffusers or "
+            f"transformers that gate loads; {NEVER}. Upgrade the two if the class is newer than they are."
+        )
+    made: type[Any] = found
+    return made
+
+
 def refuse_extras(name: str, folder: Path) -> None:
     """Raise ConfigurationError where a model's configs would make transformers fetch or import something else.
 

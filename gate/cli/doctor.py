@@ -6,12 +6,12 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from gate.cli.list import cached_pipelines
-from gate.cli.output import DebugOption, Format, FormatOption, echo_rows
+from gate.cli.output import DebugOption, Format, FormatOption, echo_rows, flag
 
 PACKAGES = (
     "torch",
@@ -26,6 +26,8 @@ PACKAGES = (
 )
 LITTLE_DISK = 10 << 30  # bytes: less than a Stable Diffusion XL takes
 BROKEN = 3
+CLOSE = 1e-4  # share of the largest prediction by which another order of the same sums may move it
+LEVEL = 2e-3  # of a noise level: some schedulers are told whole timesteps
 
 
 class Check(NamedTuple):
@@ -37,9 +39,20 @@ class Check(NamedTuple):
     todo: str = ""
 
 
-def doctor(format: FormatOption = Format.table, debug: DebugOption = False) -> None:
-    """Look at this installation; exit with 3 where something is broken."""
-    checks = list(examine())
+def doctor(
+    backbone: Annotated[
+        str | None, flag("Prove this backbone instead: its calls against its pipeline's own.", "", "NAME")
+    ] = None,
+    image_size: Annotated[int | None, flag("Pixels a side; the backbone's own by default.", "", "N")] = None,
+    format: FormatOption = Format.table,
+    debug: DebugOption = False,
+) -> None:
+    """Look at this installation, or prove a backbone; exit with 3 where something is broken."""
+    from gate.errors import UsageError
+
+    if image_size is not None and backbone is None:
+        raise UsageError("--image-size is of a backbone that is proven; give --backbone too.")
+    checks = list(examine() if backbone is None else proven(backbone, image_size))
     columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "check": lambda r: r["name"],
         "state": lambda r: r["state"],
@@ -57,6 +70,30 @@ def examine() -> Iterator[Check]:
     yield _embedded()
     yield from _cache()
     yield from _plugins()
+
+
+def proven(name: str, image_size: int | None = None) -> Iterator[Check]:
+    """A line for what serves the backbone, and one for each noise level at which it was held against its pipeline."""
+    from gate.backbones.load import load_backbone
+    from gate.backbones.recorded.proof import prove
+
+    backbone = load_backbone(name, image_size=image_size)
+    served = "recorded from its own pipeline's call" if backbone.family == "recorded" else "by its family"
+    yield Check(
+        "backbone",
+        "ok",
+        f"{name}, family {backbone.family} ({served}), {backbone.image_size} px, {backbone.device}",
+    )
+    for level in prove(backbone).levels:
+        off = level.prediction / (level.largest or 1.0)
+        detail = (
+            f"signal {level.theirs[0]:.4f}, noise {level.theirs[1]:.4f}, ours differ by {level.noise:.1e}; the "
+            f"prediction (largest {level.largest:.3g}) differs by {level.prediction:.1e}"
+        )
+        wrong = not (off <= CLOSE and level.noise <= LEVEL)
+        state = "broken" if wrong else "note" if level.prediction else "ok"
+        todo = "do not trust its features; report the pipeline's class and this table" if wrong else ""
+        yield Check(f"t = {level.t:g}", state, detail, todo)
 
 
 def _versions() -> Iterator[Check]:

@@ -7,6 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
+from gate.cli.flags import (
+    BackboneFlag,
+    BatchSizeFlag,
+    CaptionsFlag,
+    DeviceFlag,
+    DtypeFlag,
+    ImageSizeFlag,
+    OffloadFlag,
+    PipelineFlag,
+    RevisionFlag,
+)
 from gate.cli.output import DebugOption, QuietOption, flag
 from gate.names import harmless
 
@@ -25,30 +36,23 @@ def extract(
     ] = None,
     images: Annotated[str | None, flag("The images.", "the run's own", "DIR")] = None,
     data: Annotated[str | None, flag("A named data set instead.", "", "NAME")] = None,
-    captions: Annotated[
-        str | None, flag("captions.csv; by default NAME.txt beside each image.", "", "FILE")
-    ] = None,
+    captions: CaptionsFlag = None,
     samples: Annotated[int | None, flag("Images of a named data set.", "the run's, else 32", "N")] = None,
     output: Annotated[str | None, flag("The store's directory.", "", "STORE")] = None,
     layers: Annotated[
         str | None, flag("Layers; see gate list layers.", "the run's, else paper", "LIST")
     ] = None,
-    timestep: Annotated[int | None, flag("Noise level.", "the run's, else 50", "T")] = None,
+    timestep: Annotated[
+        int | None, flag("Noise level.", "the run's, else at 5 % of the schedule", "T")
+    ] = None,
     seed: Annotated[int | None, flag("Noise seed.", "the run's, else 0", "N")] = None,
-    backbone: Annotated[
-        str | None, flag("tiny, a hub id, a diffusers pipeline's folder, a safetensors file.", "tiny", "NAME")
-    ] = None,
-    revision: Annotated[str | None, flag("Branch, tag or commit of a hub id.", "", "NAME")] = None,
-    pipeline: Annotated[
-        str | None, flag("Whose configs a single file follows; read off the file by default.", "", "NAME")
-    ] = None,
-    image_size: Annotated[int | None, flag("Pixels a side; the backbone's own by default.", "", "N")] = None,
-    device: Annotated[str | None, flag("auto, cpu, cuda, mps.", "auto", "NAME")] = None,
-    dtype: Annotated[str | None, flag("auto, float32, float16, bfloat16.", "auto", "NAME")] = None,
-    offload: Annotated[
-        bool | None,
-        typer.Option("--offload", help="Keep parts in main memory until they are called. [default: False]"),
-    ] = None,
+    backbone: BackboneFlag = None,
+    revision: RevisionFlag = None,
+    pipeline: PipelineFlag = None,
+    image_size: ImageSizeFlag = None,
+    device: DeviceFlag = None,
+    dtype: DtypeFlag = None,
+    offload: OffloadFlag = None,
     precision: Annotated[
         str | None,
         flag("exact: the screen's numbers; fast: half precision, within tolerances.", "exact", "NAME"),
@@ -57,7 +61,7 @@ def extract(
         bool | None,
         typer.Option("--compile", help="With fast: torch.compile, where it pays. [default: False]"),
     ] = None,
-    batch_size: Annotated[str | None, flag("auto, or a number.", "auto", "N")] = None,
+    batch_size: BatchSizeFlag = None,
     workers: Annotated[str | None, flag("Processes; auto is timed.", "auto", "N")] = None,
     layout: Annotated[
         str | None, flag("safetensors, npy (a file per image), webdataset (tar).", "safetensors", "NAME")

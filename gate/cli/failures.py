@@ -20,6 +20,7 @@ from gate.errors import (
     FULL,
     ConfigurationError,
     GateError,
+    OutOfMemoryError,
     PluginError,
     UsageError,
 )
@@ -82,8 +83,22 @@ def explain(error: BaseException) -> tuple[str, int]:
             f"gate: {harmless(str(error.filename)[:40])}... is too long a path; give a shorter one.",
             UsageError.exit_code,
         )
+    if ran_out(error):
+        return (
+            "gate: memory ran out; use a smaller --image-size or --batch-size, --dtype float16, or a smaller backbone.",
+            OutOfMemoryError.exit_code,
+        )
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return f"gate: unexpected {what} (this is a bug; --debug shows where)", EXIT_BUG
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether memory did, in a place that has no batch to halve; no torch is imported to find out."""
+    if not isinstance(error, Exception) or "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from gate.machine import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def say(message: str) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from gate.cli.flags import DeviceFlag
 from gate.cli.output import DebugOption, QuietOption, flag
 
 
@@ -48,7 +49,7 @@ def fit(
     check_every: Annotated[int | None, flag("Steps between checkpoints.", "50", "N")] = None,
     sheet: Annotated[int | None, flag("Images on the sample sheet.", "4", "N")] = None,
     seed: Annotated[int | None, flag("The seed of everything random.", "0", "N")] = None,
-    device: Annotated[str | None, flag("auto, cpu, cuda, mps.", "auto", "NAME")] = None,
+    device: DeviceFlag = None,
     dtype: Annotated[str | None, flag("float32, bfloat16.", "float32", "NAME")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     quiet: QuietOption = False,

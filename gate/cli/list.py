@@ -168,11 +168,15 @@ def _tasks(backbone: str) -> tuple[Rows, Columns]:
 
 
 def _layers(backbone: str) -> tuple[Rows, Columns]:
-    from gate.backbones import config_layers
     from gate.backbones.aliases import PRESETS, peer_name, presets
+    from gate.backbones.load import layers_of
     from gate.errors import ConfigurationError
 
-    layers = config_layers(backbone)
+    layers, refused = layers_of(backbone)
+    if refused:
+        typer.echo(
+            f"gate.capture reads these layers in your own loop; gate does not load it: {refused}", err=True
+        )
     known, chosen = {layer.id: layer.path for layer in layers}, {}
     for preset in PRESETS:
         with contextlib.suppress(ConfigurationError):  # this denoiser has no such layers
@@ -181,11 +185,13 @@ def _layers(backbone: str) -> tuple[Rows, Columns]:
         {
             "name": layer.id,
             "summary": f"{layer.channels} {'heads' if layer.is_map else 'channels'} at 1/{layer.stride} of the "
-            f"latent's side, after {layer.cost:.0%} of the forward's FLOPs",
-            "channels": layer.channels,
-            "stride": layer.stride,
+            f"latent's side, after {layer.cost:.0%} of the forward's FLOPs"
+            if layer.stride
+            else "known by its place alone: no family makes a forward of this denoiser",
+            "channels": layer.channels or None,
+            "stride": layer.stride or None,
             "block": layer.block,
-            "cost": layer.cost,
+            "cost": layer.cost if layer.stride else None,
             "map": layer.is_map,
             "path": layer.path,
             "alias": peer_name(layer.id),
@@ -195,9 +201,9 @@ def _layers(backbone: str) -> tuple[Rows, Columns]:
     ]
     return rows, {
         "name": _name,
-        "channels": lambda r: f"{r['channels']}{' heads' if r['map'] else ''}",
-        "stride": lambda r: str(r["stride"]),
-        "FLOPs": lambda r: f"{r['cost']:.1%}",
+        "channels": lambda r: f"{r['channels'] or ''}{' heads' if r['map'] else ''}",
+        "stride": lambda r: str(r["stride"] or ""),
+        "FLOPs": lambda r: "" if r["cost"] is None else f"{r['cost']:.1%}",
         "preset": lambda r: ", ".join(r["presets"]),
         "alias": lambda r: r["alias"] or "",
     }

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 def print_plan(config: ScreenConfig, format: Format) -> None:
     """A row per technique, vanilla first, and the sums. Raises UsageError for names and paths that lead nowhere."""
     from gate.registry import create_technique, select_techniques
+    from gate.screening.config import USUAL
     from gate.screening.samples import check_inputs, expected
     from gate.technique import Technique
 
     check_inputs(config)
     images, data = expected(config)
-    levels = config.alpha_bar or config.sigma or config.timesteps
+    levels: tuple[float, ...] = config.alpha_bar or config.sigma or config.timesteps or USUAL
     names = select_techniques(config.techniques)
     rows = [_row("vanilla", Technique(), config, images, len(levels))]
     rows += [_row(name, create_technique(name), config, images, len(levels)) for name in names]
@@ -39,6 +40,8 @@ def print_plan(config: ScreenConfig, format: Format) -> None:
     echo_rows(rows, columns, format)
     kind = "alpha_bar" if config.alpha_bar else "sigma" if config.sigma else "timestep"
     levels_said = f"{kind} {', '.join(f'{level:g}' for level in levels)}"
+    if not (config.alpha_bar or config.sigma or config.timesteps):
+        levels_said = f"{' and '.join(f'{level:.0%}' for level in levels)} of the schedule"
     lines = [
         f"{len(names)} technique{'s' if len(names) > 1 else ''} and vanilla on {config.backbone}: {images} images of "
         f"{data}, {levels_said}, {config.seeds} noise seeds.",

@@ -11,6 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gate.cli.failures import hush
+from gate.cli.flags import (
+    BackboneFlag,
+    BatchSizeFlag,
+    CaptionsFlag,
+    DeviceFlag,
+    DtypeFlag,
+    ImageSizeFlag,
+    OffloadFlag,
+    PipelineFlag,
+    RevisionFlag,
+)
 from gate.cli.output import DebugOption, Format, QuietOption, flag
 from gate.errors import ConfigurationError
 
@@ -22,25 +33,21 @@ def screen(
     techniques: Annotated[
         str | None, flag("Names, wildcards, NAME[setting=value], a+b, !excluded.", "all", "LIST")
     ] = None,
-    backbone: Annotated[
-        str | None, flag("tiny, a hub id, a diffusers pipeline's folder, a safetensors file.", "tiny", "NAME")
-    ] = None,
-    revision: Annotated[str | None, flag("Branch, tag or commit of a hub id.", "", "NAME")] = None,
-    pipeline: Annotated[
-        str | None, flag("Whose configs a single file follows; read off the file by default.", "", "NAME")
-    ] = None,
-    image_size: Annotated[int | None, flag("Pixels a side; the backbone's own by default.", "", "N")] = None,
+    backbone: BackboneFlag = None,
+    revision: RevisionFlag = None,
+    pipeline: PipelineFlag = None,
+    image_size: ImageSizeFlag = None,
     data: Annotated[str | None, flag("A named data set.", "scenes-held-out", "NAME")] = None,
     images: Annotated[str | None, flag("Your own images instead of --data.", "", "DIR")] = None,
     labels: Annotated[
         str | None, flag("labels.csv; by default the subfolders of --images.", "", "FILE")
     ] = None,
-    captions: Annotated[
-        str | None, flag("captions.csv; by default NAME.txt beside each image.", "", "FILE")
-    ] = None,
+    captions: CaptionsFlag = None,
     masks: Annotated[str | None, flag("A folder of masks, parallel to --images.", "", "DIR")] = None,
     samples: Annotated[int | None, flag("Images, 8 or more.", "32", "N")] = None,
-    timesteps: Annotated[str | None, flag("Noise levels.", "50,300", "LIST")] = None,
+    timesteps: Annotated[
+        str | None, flag("Noise levels.", "at 5 and 30 % of the schedule: 50,300 of 1000", "LIST")
+    ] = None,
     alpha_bar: Annotated[str | None, flag("Noise levels as alpha_bar, instead.", "", "LIST")] = None,
     sigma: Annotated[str | None, flag("Noise levels as sigma, instead.", "", "LIST")] = None,
     seeds: Annotated[int | None, flag("Noises per image and timestep.", "2", "N")] = None,
@@ -53,13 +60,10 @@ def screen(
     image_steps: Annotated[int | None, flag("Steps of the reconstruction.", "5", "N")] = None,
     resamples: Annotated[int | None, flag("Bootstrap resamples, 200 or more.", "2000", "N")] = None,
     seed: Annotated[int | None, flag("The seed of everything random.", "0", "N")] = None,
-    device: Annotated[str | None, flag("auto, cpu, cuda, mps.", "auto", "NAME")] = None,
-    dtype: Annotated[str | None, flag("auto, float32, float16, bfloat16.", "auto", "NAME")] = None,
-    offload: Annotated[
-        bool | None,
-        typer.Option("--offload", help="Keep parts in main memory until they are called. [default: False]"),
-    ] = None,
-    batch_size: Annotated[str | None, flag("auto, or a number.", "auto", "N")] = None,
+    device: DeviceFlag = None,
+    dtype: DtypeFlag = None,
+    offload: OffloadFlag = None,
+    batch_size: BatchSizeFlag = None,
     workers: Annotated[
         str | None, flag("Processes; auto is one per core where that pays.", "auto", "N")
     ] = None,

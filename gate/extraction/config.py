@@ -18,8 +18,8 @@ from pydantic import (
 
 from gate.errors import known_settings, wrong_setting
 from gate.names import split_names
+from gate.sample import MAX_SEED
 
-MAX_SEED = 2**32 - 1
 LISTING = "gate extract --help"
 FROM_RUN = (
     "backbone",

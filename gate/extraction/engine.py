@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from typing import TYPE_CHECKING, Any
@@ -101,19 +100,6 @@ def running(backbone: Backbone, setting: Setting) -> Iterator[None]:
     finally:
         denoiser.to(memory_format=torch.contiguous_format)
         torch.set_num_threads(threads)
-
-
-def ahead(numbers: Iterator[int], read: Callable[[int], Any]) -> Iterator[tuple[int, Any]]:
-    """(number, what was read), the next one being read in a thread while this one is worked on."""
-    with ThreadPoolExecutor(1) as pool:
-        pending: Any = None
-        for number in numbers:
-            following = (number, pool.submit(read, number))
-            if pending is not None:
-                yield pending[0], pending[1].result()
-            pending = following
-        if pending is not None:
-            yield pending[0], pending[1].result()
 
 
 class Share:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +54,7 @@ class ImageStream:
 
     def read(self, rows: Rows) -> tuple[list[Sample], list[Skipped]]:
         """The samples of these rows, in their order, and (key, reason) of those that cannot be read."""
-        return _parted(self.sample(row) for row in _rows(rows, len(self)))
+        return parted(self.sample(row) for row in _rows(rows, len(self)))
 
     def sample(self, row: int) -> Sample | Skipped:
         """One row's sample, or its key and why there is none."""
@@ -73,7 +73,7 @@ class ImageStream:
 
     def each(
         self, rows: Iterable[int], *, threads: int = THREADS, ahead: int = AHEAD
-    ) -> Iterator[Sample | Skipped]:
+    ) -> Generator[Sample | Skipped, None, None]:
         """`sample` of each row, in order. Threads decode up to `ahead` rows before they are asked for, never more."""
         waiting: deque[Future[Sample | Skipped]] = deque()
         pool = ThreadPoolExecutor(threads, thread_name_prefix="gate-images")
@@ -86,22 +86,6 @@ class ImageStream:
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-    def chunks(
-        self, numbers: Iterable[int], size: int, *, threads: int = THREADS, ahead: int = AHEAD
-    ) -> Iterator[tuple[int, list[Sample], list[Skipped]]]:
-        """(number, samples, skipped) of each chunk k, which is rows k size to (k + 1) size.
-
-        One chunk is held, and up to `ahead` images of the next. Close it where it may not be read to its end.
-        """
-        wanted = list(numbers)
-        spans = [range(len(self))[k * size : (k + 1) * size] for k in wanted]
-        decoded = self.each((row for span in spans for row in span), threads=threads, ahead=ahead)
-        try:
-            for k, span in zip(wanted, spans, strict=True):
-                yield k, *_parted(next(decoded) for _ in span)
-        finally:
-            decoded.close()  # type: ignore[attr-defined]
 
 
 def open_images(
@@ -144,7 +128,8 @@ def _rows(rows: Rows, n: int) -> Sequence[int]:
     return range(n)[rows] if isinstance(rows, slice) else rows
 
 
-def _parted(found: Iterable[Sample | Skipped]) -> tuple[list[Sample], list[Skipped]]:
+def parted(found: Iterable[Sample | Skipped]) -> tuple[list[Sample], list[Skipped]]:
+    """The samples, and what there is none of, each in its order."""
     samples: list[Sample] = []
     skipped: list[Skipped] = []
     for one in found:

@@ -8,27 +8,24 @@ import hashlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gate.errors import ConfigurationError, GateError, OutOfMemoryError, PluginError, UsageError
+from gate.errors import ConfigurationError, UsageError
 from gate.extraction.config import ExtractConfig, make_config
-from gate.sample import SampleSet, reasons
+from gate.sample import reasons
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from gate.extraction.engine import Features, Work
-    from gate.extraction.latents import LatentCache
-    from gate.extraction.plan import Setting
-    from gate.extraction.request import Asked, Images
-    from gate.extraction.store import StoreWriter
+    from gate.extraction.manifest import Manifest
+    from gate.extraction.request import Asked
     from gate.extraction.tune import Choice
 
 SHARD_BYTES = 64 << 20
 LEAST_SHARDS = 4  # a kill then costs a quarter of the work at most, and every process has some
+TIMED = ("channels_last", "compiled")  # settings that move the last bits of half precision, chosen by timing
 Progress = Callable[[str, int, int], None]
 Log = Callable[[str], None]
 
@@ -152,16 +149,20 @@ def _per_shard(size: int, images: int) -> int:
 
 
 def _extract(asked: Asked, output: Path, progress: Progress, log: Log) -> Extraction:
+    from gate.extraction.chunks import Chunks, Count
     from gate.extraction.engine import over_processes, running
     from gate.extraction.store import StoreWriter
     from gate.extraction.words import summary
 
+    names = list(asked.work.techniques)
+    folders = {name: output / folder_of(name) if len(names) > 1 else output for name in names}
+    if (there := _finished(asked, folders)) is not None:
+        log(f"{output} is finished: nothing is left to extract")
+        return _told(output, folders, there, 0.0, log)
     planned = _plan(asked, log)
     work, setting = planned.work, planned.choice.setting
     for line in summary(asked, work, planned.choice):
         log(line)
-    names = list(work.techniques)
-    folders = {name: output / folder_of(name) if len(names) > 1 else output for name in names}
     _check_room(output, planned, asked)
     with contextlib.ExitStack() as opened:
         writers = {
@@ -190,93 +191,53 @@ def _extract(asked: Asked, output: Path, progress: Progress, log: Log) -> Extrac
         rows = {k: len(range(*writers[names[0]].rows(k).indices(len(asked.images)))) for k in todo}
         total = len(asked.images) * len(names)
         done = total - sum(rows[k] for k in todo for name in names if k in missing[name])
-        count = _Count(progress, done, total)
-        job = _Chunks(work, writers, missing, asked.images, setting, asked.first, asked.cache)
+        count = Count(progress, done, total)
+        job = Chunks(work, writers, missing, asked.images, setting, asked.first, asked.cache)
         began = time.perf_counter()
         with running(work.backbone, setting):
             over_processes(todo, job, setting, count)
         spent = time.perf_counter() - began
         made = count.done - done
         manifests = [writer.finish() for writer in writers.values()]
-    skipped = tuple((s.file, s.reason) for s in manifests[0].skipped)
+    return _told(output, folders, manifests, made / spent if made else 0.0, log)
+
+
+def _finished(asked: Asked, folders: Mapping[str, Path]) -> list[Manifest] | None:
+    """The manifests of stores that this request has made already, whole; None where anything is left to do.
+
+    It is found before anything is timed. Raises UsageError where a store there is another request's.
+    """
+    from gate.extraction.manifest import MANIFEST, read_manifest
+    from gate.extraction.plan import usual_setting
+    from gate.extraction.store import StoreWriter
+
+    if not all((folder / MANIFEST).is_file() for folder in folders.values()):
+        return None
+    usual, found = usual_setting(asked.work.backbone, asked.config.precision), []
+    for name, folder in folders.items():
+        there = read_manifest(folder)
+        if there.state != "finished":
+            return None
+        timed = {key: there.asked[key] for key in TIMED if key in there.asked}  # what the timing chose then
+        facts = asked.facts(name, asked.work, usual) | timed
+        with StoreWriter.begin(
+            folder, facts, asked.images.keys, there.per_shard, asked.command, layout=asked.config.layout
+        ) as writer:
+            if not writer.finished:
+                return None
+        found.append(there)
+    return found
+
+
+def _told(
+    output: Path, folders: Mapping[str, Path], manifests: Sequence[Manifest], rate: float, log: Log
+) -> Extraction:
+    """What there is now, with the images that are left out said."""
+    first = manifests[0]
+    skipped = tuple((s.file, s.reason) for s in first.skipped)
     if skipped:
-        log(f"{len(skipped)} of {len(asked.images)} images are left out ({reasons(skipped)})")
-    kept = sum(entry.rows for entry in manifests[0].shards)
-    return Extraction(output, folders, kept, skipped, made / spent if made else 0.0)
-
-
-class _Count:
-    """progress(words, done, total), with the images per second."""
-
-    def __init__(self, progress: Progress, done: int, total: int) -> None:
-        self.progress, self.done, self.total = progress, done, total
-        self.began, self.before = time.perf_counter(), done
-
-    def __call__(self, rows: int) -> None:
-        self.done += rows
-        rate = (self.done - self.before) / max(time.perf_counter() - self.began, 1e-9)
-        self.progress(f"{rate:.1f} images/s", self.done, self.total)
-
-
-@dataclass(frozen=True, eq=False)
-class _Chunks:
-    """The work of one process: chunks are read ahead, go through every technique that lacks them, and are written
-    behind."""
-
-    work: Work
-    writers: Mapping[str, StoreWriter]
-    missing: Mapping[str, set[int]]
-    images: Images
-    setting: Setting
-    first: SampleSet
-    cache: LatentCache | None
-
-    def __call__(self, chunks: Iterator[int], tick: Callable[[int], None]) -> None:
-        from gate.extraction.behind import AsyncWriter
-        from gate.extraction.engine import ahead
-
-        first = next(iter(self.writers.values()))
-        with contextlib.ExitStack() as opened:
-            behind = {n: opened.enter_context(AsyncWriter(w)) for n, w in self.writers.items()}
-            for k, (samples, skipped) in ahead(chunks, lambda k: self.images.read(first.rows(k))):
-                for name, features in self._techniques(
-                    k, dataclasses.replace(self.first, samples=tuple(samples))
-                ):
-                    behind[name].put(k, [sample.source for sample in samples], features, skipped)
-                    tick(len(samples) + len(skipped))
-
-    def _techniques(self, k: int, samples: SampleSet) -> Iterator[tuple[str, Features]]:
-        from gate.extraction.latents import encode_cached
-
-        wanted = [name for name in self.writers if k in self.missing[name]]
-        x0: Tensor | None = None
-        if len(samples):
-            x0 = encode_cached(self.work.backbone, samples.samples, self.cache)
-        for name in wanted:
-            yield name, self._one(name, samples, x0) if len(samples) else {}
-
-    def _one(self, name: str, samples: SampleSet, x0: Tensor | None) -> Features:
-        """Raises OutOfMemoryError at batches of one; what a technique raises becomes a sentence with its name."""
-        from gate.extraction.engine import features_of
-        from gate.machine import is_out_of_memory
-
-        batch = self.setting.batch
-        while True:
-            try:
-                return features_of(self.work, name, samples, batch, x0)
-            except GateError:
-                raise
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise PluginError(
-                        f"{name} failed ({type(error).__name__}: {error}). Run: gate check {name}"
-                    ) from error
-                if batch == 1:
-                    raise OutOfMemoryError(
-                        f"{name} does not fit into memory even at batch size 1; use --precision fast or a smaller "
-                        "--image-size."
-                    ) from error
-                batch //= 2
+        log(f"{len(skipped)} of {first.images} images are left out ({reasons(skipped)})")
+    return Extraction(output, folders, sum(entry.rows for entry in first.shards), skipped, rate)
 
 
 def folder_of(technique: str) -> str:

@@ -26,6 +26,7 @@ from gate.passes import single_pass
 from gate.registry import create_technique
 from gate.request import Batch
 from gate.sample import Sample, SampleSet
+from gate.schedule import LEVEL
 from gate.technique import Technique
 
 STATE = "technique."  # before the names of what a technique learned, in a state_dict
@@ -59,7 +60,7 @@ class FeatureExtractor(nn.Module):
         backbone: str | Backbone = "tiny",
         *,
         layers: str | Sequence[str] = "paper",
-        timestep: int = 50,
+        timestep: int | None = None,
         technique: str | Technique = "",
         seed: int = 0,
         adapter_rank: int = 0,
@@ -68,7 +69,9 @@ class FeatureExtractor(nn.Module):
         super().__init__()
         self._shared = (load_backbone(backbone) if isinstance(backbone, str) else backbone,)  # no submodule
         self.layers = resolve_layers(layers, self.backbone.layer_paths)
-        self.timestep = self.backbone.schedule.check(timestep)
+        self.timestep = self.backbone.schedule.check(
+            self.backbone.schedule.at(LEVEL) if timestep is None else timestep
+        )
         self.seed = seed
         self.technique = _chosen(technique)
         self.backbone.calibrate(self.layers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,13 +32,14 @@ from gate.extraction.source import VANILLA, Source, open_source
 from gate.registry import create_technique, select_techniques
 from gate.runs.directory import read_run
 from gate.sample import Sample, SampleSet
+from gate.schedule import LEVEL
 from gate.technique import Technique
 
 if TYPE_CHECKING:
     Log = Callable[[str], None]
 
 TRIED = 64  # images that settings are timed on, projections and techniques learned from
-TIMESTEP, LAYERS, SAMPLES = 50, ("paper",), 32
+LAYERS, SAMPLES = ("paper",), 32
 
 
 class Images(Protocol):
@@ -51,6 +52,10 @@ class Images(Protocol):
 
     def read(self, rows: slice) -> tuple[list[Sample], list[tuple[str, str]]]:
         """Samples of these rows, and (key, reason) of those that cannot be read."""
+        ...
+
+    def each(self, rows: Iterable[int], *, ahead: int) -> Generator[Sample | tuple[str, str], None, None]:
+        """The same row by row, as they are asked for; up to `ahead` are decoded before."""
         ...
 
 
@@ -68,8 +73,13 @@ class NamedImages:
         return len(self.samples)
 
     def read(self, rows: slice) -> tuple[list[Sample], list[tuple[str, str]]]:
-        chosen = range(len(self))[rows]
-        return [dataclasses.replace(self.samples[i], source=self.keys[i]) for i in chosen], []
+        return [self._named(i) for i in range(len(self))[rows]], []
+
+    def each(self, rows: Iterable[int], *, ahead: int) -> Generator[Sample | tuple[str, str], None, None]:
+        yield from (self._named(i) for i in rows)
+
+    def _named(self, i: int) -> Sample:
+        return dataclasses.replace(self.samples[i], source=self.keys[i])
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +148,11 @@ def prepare(config: ExtractConfig, log: Log = lambda _: None) -> Asked:
         source.check(backbone)
     layers = resolve_layers(config.layers or (source.layers if source else LAYERS), backbone.layer_paths)
     backbone.calibrate(layers)
-    timesteps = dict(source.timesteps) if source else dict.fromkeys(names, config.timestep or TIMESTEP)
+    timesteps = (
+        dict(source.timesteps)
+        if source
+        else dict.fromkeys(names, config.timestep or backbone.schedule.at(LEVEL))
+    )
     for timestep in timesteps.values():
         backbone.schedule.check(timestep)
     if saved:

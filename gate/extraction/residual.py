@@ -87,7 +87,7 @@ def projections(backbone: Backbone, timestep: int, layers: Sequence[str]) -> dic
 
             handles.append(module.register_forward_hook(note))
     size = backbone.image_size
-    grey = Sample(np.full((size, size, 3), 128, np.uint8))
+    grey = Sample(np.full((size, size, 3), 128, np.uint8), label=0)
     try:
         with torch.no_grad():
             backbone.reach(backbone.batch([grey]).request(timestep, 0), layers)

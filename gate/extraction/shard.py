@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from gate.errors import DamagedError
 from gate.extraction.manifest import Layer
 from gate.runs.directory import disk_error, one_move
+from gate.runs.leftovers import leftovers
 from gate.runs.seal import SEAL, digest
 
 if TYPE_CHECKING:
@@ -130,9 +131,7 @@ class Layout(ABC):
 
     def leftovers(self, folder: Path) -> Iterator[Path]:
         """Temporary files that a killed run left."""
-        for place in (folder, folder / SHARDS):
-            yield from place.glob("*.tmp")
-            yield from place.glob(".tmp*")  # safetensors' own, beside the file that it was told to write
+        yield from leftovers(folder, folder / SHARDS)
 
     @abstractmethod
     def write(self, folder: Path, facts: Facts, features: Features, start: int) -> str:

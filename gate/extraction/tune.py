@@ -29,6 +29,7 @@ from gate.sample import SampleSet
 
 MARGIN = 1.1  # how much faster a setting with other bits must be
 SHARE = 0.1  # of the whole extraction that timing may take
+TRIAL = 3  # batches of each process that a setting is timed on, the first of which warms up
 COMPILE_SECONDS = 90.0  # what torch.compile is expected to take; measured 40 to 85 s on two cores
 FILE = "settings.json"
 Digests = dict[str, str]
@@ -72,6 +73,8 @@ def choose(
         return Choice(known, "it was the fastest when it was timed on this machine for this model and size")
     if work.backbone.device.type != "cpu":
         return Choice(usual, "by rule: on a GPU the batch alone is chosen, by the size of the image")
+    if SHARE * images / usual.processes < 2 * TRIAL * usual.batch:  # two settings, or nothing is compared
+        return Choice(usual, f"by rule: {images} images are too few to be worth timing settings on")
     began = time.perf_counter()
     rate, truth = _timed(work, samples, usual)
     trials = [Trial(usual, rate, "the rule's setting")]
@@ -138,7 +141,7 @@ def _none(*_: object) -> Iterator[Setting]:
 
 def _timed(work: Work, samples: SampleSet, setting: Setting) -> tuple[float, Digests]:
     """Images/s of all processes together, and a digest of each image's features. The first batch warms up."""
-    images = samples[: max(2 * setting.batch, 1)]
+    images = samples[: max((TRIAL - 1) * setting.batch, 1)]
     if setting.processes == 1:
         return _one_process(work, images, setting)
     forks = [

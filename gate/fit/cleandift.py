@@ -61,7 +61,7 @@ class CleanDiftTrainer(Trainer):
         texts: list[str],
     ) -> Tensor:
         a, s = self.backbone.schedule.coefficients(t, x_t)
-        embeds, now = self.backbone.encode_prompts(texts).prompt_embeds, self.told(t).to(x_t.device)
+        embeds, now = self.backbone.encode_prompts(texts).prompt_embeds, self.time(self.told(t))
         with torch.no_grad(), capture(self.teacher, self.paths) as seen:
             self.teacher(x_t, now, embeds, return_dict=False)
             noisy = dict(seen)
@@ -77,7 +77,7 @@ class CleanDiftTrainer(Trainer):
 
     def predict(self, x_t: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:
         embeds = self.backbone.encode_prompts(texts).prompt_embeds
-        prediction: Tensor = self.student(x_t, t.to(x_t.device), embeds, return_dict=False)[0]
+        prediction: Tensor = self.student(x_t, self.time(t), embeds, return_dict=False)[0]
         return prediction
 
     def save(self, folder: Path) -> None:

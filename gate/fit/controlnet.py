@@ -43,7 +43,7 @@ class ControlNetTrainer(Trainer):
 
     def predict(self, x_t: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:
         embeds = self.backbone.encode_prompts(texts).prompt_embeds
-        now = t.to(x_t.device)
+        now = self.time(t)
         down, mid = self.net(
             x_t, now, encoder_hidden_states=embeds,
             controlnet_cond=self.images[rows].to(x_t), return_dict=False,

@@ -76,7 +76,7 @@ class IpAdapterTrainer(Trainer):
             image = self.encoder.model(self.images[rows].to(x_t)).image_embeds
         seen = (t % BLANK_EVERY != 7).to(image)[:, None]
         prediction: Tensor = self.unet(
-            x_t, t.to(x_t.device), embeds, return_dict=False,
+            x_t, self.time(t), embeds, return_dict=False,
             added_cond_kwargs={"image_embeds": [(image * seen)[:, None]]},
         )[0]  # fmt: skip
         return prediction

@@ -14,25 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gate.adapters.formats import OVER_FITTED
 from gate.errors import ConfigurationError, GateError, OutOfMemoryError, UsageError
 from gate.fit.config import FitConfig
 from gate.fit.course import Course, Material
+from gate.fit.held_out import held_out_errors
 from gate.fit.inputs import check_inputs
 from gate.fit.report import write_report
 from gate.fit.trainer import Trainer, create_trainer
+from gate.machine import is_out_of_memory
 from gate.runs.directory import write_json
-from gate.schedule import sample_noise
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone
 
 Progress = Callable[[str, int, int], None]
 Log = Callable[[str], None]
-HELD_OUT_LEVELS = (0.1, 0.3, 0.5, 0.7)  # of the schedule, where the held-out error is measured
-HELD_OUT_NOISES = 2
 MOST_HELD_OUT = 64  # images; more would take longer to judge by than to learn from
 CHECKPOINT = "checkpoint.pt"
 
@@ -169,7 +167,9 @@ def _train(
     optimiser = torch.optim.AdamW(trainer.groups, weight_decay=1e-2)
     course = _restore(trainer, optimiser, folder, config)
     if not course.held_out:
-        course.held_out[0] = held_out_errors(trainer.plain_loss, backbone, material).tolist()
+        course.held_out[0] = held_out_errors(
+            trainer.plain_loss, backbone, material, log, together=trainer.together
+        ).tolist()
         _keep(trainer, optimiser, course, folder)
     began, losses = time.perf_counter() - course.seconds, []
     try:
@@ -180,7 +180,7 @@ def _train(
             if course.step % config.check_every == 0 or course.step == steps:
                 course.losses[course.step] = float(np.mean(losses))
                 losses.clear()
-                errors = held_out_errors(trainer.loss, backbone, material)
+                errors = held_out_errors(trainer.loss, backbone, material, log, together=trainer.together)
                 course.held_out[course.step] = errors.tolist()
                 course.seconds = time.perf_counter() - began
                 if errors.mean() <= np.mean(course.held_out[course.best]) or course.best == 0:
@@ -228,41 +228,21 @@ def _step(
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
             break
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             if course.micro == 1:
                 raise OutOfMemoryError(
                     "One image at a time does not fit into memory; use a smaller backbone or --dtype bfloat16."
                 ) from error
-            course.micro //= 2
-            log(f"out of memory: going on with {course.micro} images at a time, batches as before")
+        course.micro //= 2  # out of the handler: its error holds the frames, and their tensors
+        log(f"out of memory: going on with {course.micro} images at a time, batches as before")
     if not math.isfinite(total):
         raise ConfigurationError(f"The loss is {total} at step {course.step}; lower the rate.")
     torch.nn.utils.clip_grad_norm_(trainer.parameters, 1.0)
     optimiser.step()
     trainer.end_step()
     return total
-
-
-@torch.no_grad()
-def held_out_errors(loss: Callable[..., Tensor], backbone: Backbone, material: Material) -> Tensor:
-    """(m,) float64: loss of each held-out image under its fullest caption, over four noise levels and two noises,
-    the same at every step."""
-    levels = [
-        round(level * len(backbone.schedule)) for level in HELD_OUT_LEVELS for _ in range(HELD_OUT_NOISES)
-    ]
-    t, shape = torch.tensor(levels), tuple(material.x0.shape[1:])
-    errors = []
-    for row in material.held_out:
-        identity = material.samples[row].id
-        eps = torch.stack([sample_noise(identity, seed, shape) for seed in range(len(levels))]).to(
-            material.x0
-        )
-        x0 = material.x0[row].expand_as(eps)
-        texts = [material.captions[row][-1]] * len(levels)
-        errors.append(
-            loss(backbone.schedule.add_noise(x0, eps, t), eps, t, texts, [row] * len(levels)).double().mean()
-        )
-    return torch.stack(errors).cpu()
 
 
 def _restore(trainer: Trainer, optimiser: torch.optim.Optimizer, folder: Path, config: FitConfig) -> Course:

@@ -68,7 +68,7 @@ class LoraTrainer(Trainer):
 
     def predict(self, x_t: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:
         embeds = self.backbone.encode_texts(texts)
-        prediction: Tensor = self.unet(x_t, t.to(x_t.device), embeds, return_dict=False)[0]
+        prediction: Tensor = self.unet(x_t, self.time(t), embeds, return_dict=False)[0]
         return prediction
 
     def save(self, folder: Path) -> None:

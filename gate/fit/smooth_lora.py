@@ -30,6 +30,7 @@ class SmoothLoraTrainer(LoraTrainer):
     of the norm over an image's noise levels takes the penalty's place.
     """
 
+    together: ClassVar[bool] = True
     measure = "eps error and spread of the variation"
     targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
 

@@ -41,7 +41,7 @@ class T2iAdapterTrainer(Trainer):
     def predict(self, x_t: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:
         embeds = self.backbone.encode_prompts(texts).prompt_embeds
         prediction: Tensor = self.backbone.denoiser(
-            x_t, t.to(x_t.device), embeds, return_dict=False,
+            x_t, self.time(t), embeds, return_dict=False,
             down_intrablock_additional_residuals=list(self.net(self.images[rows].to(x_t))),
         )[0]  # fmt: skip
         return prediction

@@ -64,7 +64,7 @@ class TextualInversionTrainer(Trainer):
             return_tensors="pt",
         )  # fmt: skip
         embeds = self.encoder(tokens.input_ids.to(x_t.device))[0]
-        prediction: Tensor = self.backbone.denoiser(x_t, t.to(x_t.device), embeds, return_dict=False)[0]
+        prediction: Tensor = self.backbone.denoiser(x_t, self.time(t), embeds, return_dict=False)[0]
         return prediction
 
     def save(self, folder: Path) -> None:

@@ -41,6 +41,14 @@ def create_trainer(config: FitConfig, backbone: Backbone, samples: SampleSet) ->
             f"gate fit {config.name} serves latent UNets with one text encoder (Stable Diffusion 1 and 2 and kin); "
             f"{backbone.name} is {backbone.family}. Public weights for it can be screened all the same."
         )
+    told: Any = backbone.denoiser.config
+    beside = int(told["in_channels"]) - int(told["out_channels"])
+    if beside or told.get("time_cond_proj_dim"):
+        what = "is given an image beside the latent" if beside else "is distilled, with guidance as an input"
+        raise ConfigurationError(
+            f"gate fit trains UNets of latent, time and text; that of {backbone.name} {what}. Fit on the model that it "
+            "was made from: its LoRA is screened here all the same."
+        )
     trainer = made(backbone, config, samples)
     trainer.shared = (config.shared_below, config.shared_intervals)
     return trainer
@@ -77,9 +85,10 @@ class Trainer(abc.ABC):
     groups: parameters with their rates, as an optimiser takes them. steps: default length. measure: what the loss is,
     for the report. families: of backbone it serves, or traits of them, as a technique's. generates: whether what is
     fitted paints images, for a sheet of samples. shared: threshold and intervals of a shared timestep condition
-    (`told`); a threshold of 0 is none.
+    (`told`); a threshold of 0 is none. together: whether a row's held-out loss is of the other noises of its image too.
     """
 
+    together: ClassVar[bool] = False
     measure: ClassVar[str] = "eps error"
     generates: ClassVar[bool] = True
     families: ClassVar[frozenset[str]] = frozenset({"unet"})
@@ -111,8 +120,8 @@ class Trainer(abc.ABC):
 
     @abc.abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:
-        """The denoiser's prediction with what is fitted, (b, c, h, w). t: (b,) long, what it is told; texts: b
-        prompts; rows: which of the samples."""
+        """The denoiser's prediction with what is fitted, (b, c, h, w). t: (b,) long, the timestep it is told; texts:
+        b prompts; rows: which of the samples."""
 
     @abc.abstractmethod
     def save(self, folder: Path) -> None:
@@ -126,11 +135,15 @@ class Trainer(abc.ABC):
         """A context in which the backbone is the plain one; here for trainers that never change it."""
         return contextlib.nullcontext()
 
+    def time(self, t: Tensor) -> Tensor:
+        """The denoiser's input for the timestep t (`NoiseSchedule.told`), (b,), on its device."""
+        return self.backbone.schedule.told(t).to(self.backbone.device)
+
     def plain(self, x_t: Tensor, t: Tensor, texts: list[str]) -> Tensor:
         """The prediction of the backbone alone, (b, c, h, w)."""
         embeds = self.backbone.encode_prompts(texts).prompt_embeds
         with self.switched_off():
-            prediction: Tensor = self.backbone.denoiser(x_t, t.to(x_t.device), embeds, return_dict=False)[0]
+            prediction: Tensor = self.backbone.denoiser(x_t, self.time(t), embeds, return_dict=False)[0]
         return prediction
 
     def plain_loss(self, x_t: Tensor, eps: Tensor, t: Tensor, texts: list[str], rows: list[int]) -> Tensor:

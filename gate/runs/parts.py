@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import shutil
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from gate.errors import DamagedError
 from gate.runs.directory import read_arrays, write_arrays
+from gate.runs.leftovers import leftovers
 from gate.runs.seal import SEAL
 
 T = TypeVar("T")
@@ -88,8 +90,16 @@ def any_part(folder: Path) -> bool:
 
 
 def drop_parts(folder: Path) -> None:
-    """The whole run is written; the parts are no longer needed."""
+    """The whole run is written; the parts are no longer needed, nor is what killed writers left beside them."""
+    drop_leftovers(folder)
     shutil.rmtree(folder / "parts", ignore_errors=True)
+
+
+def drop_leftovers(folder: Path) -> None:
+    """Delete the temporary files of writers that were killed. folder: a run's, and nobody writes to it."""
+    for file in leftovers(folder, folder / "parts"):
+        with contextlib.suppress(OSError):
+            file.unlink()
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gate.errors import GateError, MissingWeightsError, OutOfMemoryError, UnsuitableError
-from gate.machine import is_out_of_memory
+from gate.errors import GateError, MissingWeightsError, UnsuitableError
+from gate.machine import halving
 from gate.registry import create_technique
 from gate.technique import Technique
 
@@ -102,17 +102,10 @@ def _within_memory(
     """Measure; where memory runs out, halve the batch and try again. Raises OutOfMemoryError at batch size 1."""
     from gate.screening import measure
 
-    size = bench.batch_size
-    while True:
-        try:
-            return measure.measure(bench, technique, tick, batch_size=size)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if size == 1:
-                raise OutOfMemoryError(
-                    f"{technique.name} does not fit into memory even at batch size 1; use --dtype float16 or a "
-                    "smaller backbone."
-                ) from error
-            size //= 2
-            log(f"out of memory in {technique.name}: going on with batches of {size}")
+    return halving(
+        lambda size: measure.measure(bench, technique, tick, batch_size=size),
+        bench.batch_size,
+        technique.name,
+        "use --dtype float16 or a smaller backbone",
+        log=log,
+    )

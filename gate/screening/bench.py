@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from gate.backbones import load_backbone, resolve_layers
 from gate.calls import Memo
 from gate.errors import ConfigurationError
 from gate.extraction.plan import usual_batch
+from gate.machine import halving
 from gate.measure import Measure
 from gate.metric import Compares, Metric
 from gate.passes import Plan, stream
@@ -94,6 +96,11 @@ class Bench:
         return {"x0": self.x0, **{name: tensor for name, tensor in held.items() if tensor is not None}}
 
     @property
+    def timesteps(self) -> tuple[int, ...]:
+        """Noise levels as timesteps of the backbone's schedule."""
+        return self.config.timesteps or self.config.levels(self.backbone.schedule)
+
+    @property
     def measures(self) -> dict[str, Measure]:
         """Metrics and probes by name."""
         return {m.name: m for m in (*self.metrics, *self.probes)}
@@ -105,7 +112,7 @@ class Bench:
             self.backbone,
             technique,
             self.samples,
-            self.config.timesteps,
+            self.timesteps,
             tuple(self.config.seed + s for s in range(seeds)),
             self.layers,
             batch_size or self.batch_size,
@@ -149,7 +156,7 @@ def open_bench(
         for p in select_plugins("probe", config.probes)
         if _served(p, backbone, samples, lenient or _unnamed(config.probes), log)
     ]
-    return prepare(backbone, samples, config, metrics, probes, scratch=scratch)
+    return prepare(backbone, samples, config, metrics, probes, scratch=scratch, log=log)
 
 
 def prepare(
@@ -160,25 +167,26 @@ def prepare(
     probes: Sequence[Probe],
     *,
     scratch: Path | None = None,
+    log: Log = lambda _: None,
 ) -> Bench:
-    """Latents, folds and the vanilla reference at t = 0, once for all techniques."""
+    """Latents, folds and the vanilla reference at t = 0, once for all techniques.
+
+    Where memory runs out in the reference pass, its batch is halved, and the techniques begin with what was left of it.
+    """
     layers = resolve_layers(config.layers, backbone.layer_paths)
     backbone.calibrate(layers)
     size = usual_batch(backbone) if config.batch_size == "auto" else config.batch_size
     n = len(samples)
     x0 = torch.cat([backbone.encode(pixels(samples[i : i + size].samples)) for i in range(0, n, size)])
     folds = make_folds(samples, n_folds=config.folds, seed=config.seed) if probes else None
-    reference = Reference(
-        Shelf(n, folder=scratch),
-        Shelf(n, folder=scratch),
-        {layer: Shelf(n, folder=scratch) for layer in layers},
-    )
     plan = Plan(backbone, Technique(), samples, (), (), layers, size, x0, clean=True)
-    for passed in stream(plan):
-        reference.prediction.put(passed.rows, passed.response.prediction)
-        reference.x0.put(passed.rows, passed.response.x0)
-        for layer, feature in passed.response.features.items():
-            reference.features[layer].put(passed.rows, feature)
+    size, reference = halving(
+        lambda rows: (rows, _reference(dataclasses.replace(plan, batch_size=rows), scratch)),
+        size,
+        "the reference pass",
+        "use a smaller --image-size, --dtype float16 or --offload",
+        log=log,
+    )
     first = reference(slice(PCA_SAMPLES)).features
     return Bench(
         backbone,
@@ -199,6 +207,22 @@ def prepare(
 
 def _unnamed(asked: tuple[str, ...]) -> bool:
     return asked in (("all",), ("standard",))
+
+
+def _reference(plan: Plan, scratch: Path | None) -> Reference:
+    """Every clean pass of the plain backbone, onto shelves."""
+    n = len(plan.samples)
+    reference = Reference(
+        Shelf(n, folder=scratch),
+        Shelf(n, folder=scratch),
+        {layer: Shelf(n, folder=scratch) for layer in plan.layers},
+    )
+    for passed in stream(plan):
+        reference.prediction.put(passed.rows, passed.response.prediction)
+        reference.x0.put(passed.rows, passed.response.x0)
+        for layer, feature in passed.response.features.items():
+            reference.features[layer].put(passed.rows, feature)
+    return reference
 
 
 def _served(

@@ -17,18 +17,21 @@ from pydantic import (
 )
 
 from gate.errors import UsageError, known_settings, wrong_setting
-from gate.sample import MIN_SAMPLES
+from gate.sample import MAX_SEED, MIN_SAMPLES
 
 if TYPE_CHECKING:
     from gate.schedule import NoiseSchedule
 
+USUAL = (0.05, 0.3)  # of the schedule: 50 and 300 of 1000
 MOST_TEXT = 1_000_000  # characters of a config file
-MAX_SEED = 2**32 - 1  # what scikit-learn's folds take
 SCORE_METRICS = ("laplacian-normalised@own", "cosine@own", "cka@own", "eps")
 
 
 class ScreenConfig(BaseModel):
-    """Settings of one screening. Every field is a flag of `gate screen`. data: None is `gate.data.DEFAULT`."""
+    """Settings of one screening. Every field is a flag of `gate screen`. data: None is `gate.data.DEFAULT`.
+
+    timesteps: None is at 5 and 30 % of the schedule, 50 and 300 of 1000.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -43,7 +46,7 @@ class ScreenConfig(BaseModel):
     captions: str | None = None
     masks: str | None = None
     samples: int = Field(32, ge=MIN_SAMPLES)
-    timesteps: tuple[int, ...] = (50, 300)
+    timesteps: tuple[int, ...] | None = None
     alpha_bar: tuple[float, ...] | None = None
     sigma: tuple[float, ...] | None = None
     seeds: int = Field(2, ge=1)
@@ -92,7 +95,9 @@ class ScreenConfig(BaseModel):
 
     @field_validator("timesteps")
     @classmethod
-    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+    def _distinct(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is None:
+            return None
         if not value or len(set(value)) != len(value) or min(value) < 1:
             raise ValueError("give distinct timesteps of 1 or more")
         return value
@@ -113,8 +118,7 @@ class ScreenConfig(BaseModel):
         given = [
             k for k in ("timesteps", "alpha_bar", "sigma") if k in self.model_fields_set and getattr(self, k)
         ]
-        default = type(self).model_fields["timesteps"].default
-        if (self.alpha_bar and self.sigma) or ((self.alpha_bar or self.sigma) and self.timesteps != default):
+        if (self.alpha_bar and self.sigma) or ((self.alpha_bar or self.sigma) and self.timesteps):
             raise ValueError(f"give noise levels in one way, not as {' and '.join(given)}")
         if self.data and self.images:
             raise ValueError("give data or images, not both")
@@ -127,7 +131,9 @@ class ScreenConfig(BaseModel):
         for t in found:
             if t < 1 or found.count(t) > 1:
                 raise UsageError(f"Noise levels must lie on distinct timesteps of 1 or more; {t} is not.")
-        return tuple(found) or tuple(schedule.check(t) for t in self.timesteps)
+        return tuple(found) or tuple(
+            schedule.check(t) for t in self.timesteps or dict.fromkeys(schedule.at(share) for share in USUAL)
+        )
 
 
 def make_config(values: Mapping[str, Any]) -> ScreenConfig:

@@ -27,7 +27,7 @@ from gate.runs.directory import (
     write_arrays,
     write_sealed,
 )
-from gate.runs.parts import any_part, drop_parts, has_part, load_part, save_part
+from gate.runs.parts import any_part, drop_leftovers, drop_parts, has_part, load_part, save_part
 from gate.runs.schema import Results
 from gate.runs.states import STATES, joined
 from gate.sample import reasons
@@ -83,6 +83,7 @@ def resume(run: str | Path, *, progress: Progress | None = None, log: Log | None
             draw(done, tell, missing=True)
             return done
     config = make_config(read_run(folder)["config"])
+    drop_leftovers(folder)
     with _keeping(folder, begun=True):
         (folder / "parts").mkdir(exist_ok=True)
         return _screen(config, folder, progress or (lambda *_: None), tell)
@@ -127,7 +128,7 @@ def _screen(config: ScreenConfig, folder: Path, progress: Progress, log: Log) ->
         log(f"{config.samples} images were asked for, and {samples.name} has {len(samples)}")
     log(
         f"{len(samples)} images of {samples.name} on {backbone.name} ({backbone.device}, "
-        f"{str(backbone.dtype).removeprefix('torch.')}), {levels_text(backbone.schedule, config.timesteps)}, "
+        f"{str(backbone.dtype).removeprefix('torch.')}), {levels_text(backbone.schedule, bench.timesteps)}, "
         f"{config.seeds} noise seeds, batches of {bench.batch_size}"
     )
     run = {
@@ -202,7 +203,7 @@ def _measure_all(
     skipped = _spoilers(folder)
     todo = [name for name in everyone if name not in skipped and not has_part(folder, name)]
     unfetched: set[str] = set()
-    rows = len(bench.samples) * len(bench.config.timesteps) * bench.config.seeds
+    rows = len(bench.samples) * len(bench.timesteps) * bench.config.seeds
     done = rows * (len(everyone) - len(todo))
     count = _Counter(progress, done, rows * len(everyone))
     try:
@@ -276,6 +277,7 @@ def _environment(backbone: Any) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {p: version(p) for p in packages},
+        "family": backbone.family,
         "device": str(backbone.device),
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),

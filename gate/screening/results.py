@@ -202,12 +202,12 @@ def _axes(bench: Bench, names: list[str]) -> dict[str, Any]:
     config = bench.config
     import torch
 
-    timesteps, schedule = torch.tensor(config.timesteps), bench.backbone.schedule
+    timesteps, schedule = torch.tensor(bench.timesteps), bench.backbone.schedule
     ids = [s.id for s in bench.samples]
     return {
         "technique": names,
         "sample": ids,
-        "timestep": list(config.timesteps),
+        "timestep": list(bench.timesteps),
         "alpha_bar": schedule.alpha_bar(timesteps).tolist(),
         "sigma": schedule.sigma(timesteps).tolist(),
         "seed": [config.seed + s for s in range(config.seeds)],

@@ -111,7 +111,7 @@ def where(
     technique.check(bench.backbone, technique.visible(bench.samples))
     technique.fit(bench.backbone, technique.visible(bench.samples))
     counts, refits = _judged(bench, technique, probe, progress)
-    base = (bench.config.timesteps[0], EVERY)
+    base = (bench.timesteps[0], EVERY)
     places = _ranked(probe, counts, refits, base, seed=config.seed, resamples=config.resamples)
     return Where(
         names[0],

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, page
+from benchmarks import gpu, page, parts
 from benchmarks.compare import difference
-from benchmarks.demands import DEMANDS, KernelDemand
+from benchmarks.demands import DEMANDS, Demand, KernelDemand
 from benchmarks.extraction import main as extraction
 from benchmarks.floors import counted
 from benchmarks.hooks import HookLoop
@@ -172,8 +172,13 @@ def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
     assert empty.count("unmeasured") >= len(DEMANDS)
     found = fabricated()
     made = page.page(text, [found])
-    assert "| 4.50 [4.00, 5.00] | sd15 256 px, 4 x 2 x 2 x 1 |" in made
-    assert "**no**" in page.page(text, [fabricated(3.0)]) and "**no**" not in page.page(text, [found])
+    # 8 passes of encode and forward, 3 each, over one encode and 8 cut forwards: 24 / 6, and 144 / 26 with 48 passes
+    assert "| 4.50 [4.00, 5.00] | sd15 256 px, 4 x 2 x 2 x 1 | 4.00 / 5.54 | 112% | yes |" in made
+    assert "| **no** |" in page.page(text, [fabricated(3.0)]) and "**no**" not in page.page(text, [found])
+    assert "1.82 / 2.08 | 96% | **no**, nor can it" in page.page(text, [fabricated(1.25, cut=1.4)])
+    assert "1.82 / 2.08 | 137% | **no** |" in page.page(
+        text, [fabricated(2.0, cut=1.4)]
+    )  # above it, it is no limit
     with pytest.raises(KeyError, match="nothing"):
         page.page("<!-- begin: nothing -->\n<!-- end: nothing -->", [])
     assert page.main(["--check"]) == 0, "run python -m benchmarks.page"
@@ -184,11 +189,26 @@ def test_every_demand_on_a_processor_can_be_met_by_a_cell() -> None:
         if isinstance(demand, KernelDemand):
             assert demand.part in ("head_mean", "epilogue")
         else:
-            assert demand.layers in NAMES and demand.fast in (EXACT, FAST)
+            assert demand.layers in NAMES and demand.fast in (EXACT, FAST, parts.MAP)
             assert (demand.least is None) != (demand.most is None)
 
 
-def fabricated(low: float = 4.0) -> dict[str, Any]:
+def test_parts_are_told_beside_what_their_flops_would_take(tmp_path: Path) -> None:
+    common = ["--batch", "2", "--repeats", "2", "--output", str(tmp_path)]
+    assert parts.main(["--model", "pixart-miniature", *common]) == 0
+    [found] = read_all(tmp_path)
+    for rows in (found["parts"]["float32"], found["parts"]["bfloat16"]):
+        assert (
+            rows.keys() == {"encode", "cut", "forward", parts.MAP, parts.EXPLICIT}
+            and rows["cut"]["gflop"] < rows["forward"]["gflop"]
+        )
+        assert all(len(row["seconds"]) == 2 and row["share"] > 0 for row in rows.values())
+    assert page.pieces([found]).count("pixart-miniature 64 px, batch 2") == 10
+    asked = next(d for d in DEMANDS if isinstance(d, Demand) and d.fact == "parts")
+    assert len(page._part_ratios(asked, found)) == 2
+
+
+def fabricated(low: float = 4.0, cut: float = 0.5) -> dict[str, Any]:
     device = {"processor": "P", "cores": 2, "flags": [], "torch": "2", "diffusers": "0"}
     ratio = {
         "slow": "hooks bfloat16",
@@ -199,11 +219,17 @@ def fabricated(low: float = 4.0) -> dict[str, Any]:
         "values": [],
     }
     cell = {
-        "set": "dift", "mode": "screen", "grid": {"prompts": 4, "images": 2, "seeds": 2, "timesteps": 1}, "rows": [],
-        "ratios": [ratio], "gflop": {"encode": 2.0, "forward": 1.0, "cut": 0.5},
+        "set": "dift", "mode": "screen", "grid": {"prompts": 4, "images": 2, "seeds": 2, "timesteps": 1},
+        "rows": [
+            {"name": name, "dtype": "bfloat16", "difference": None, "seconds": [1.0], "first_seconds": 1.0,
+             "images_per_second": 1.0, "share": 0.5}
+            for name in ("hooks bfloat16", FAST)
+        ],
+        "ratios": [ratio], "gflop": {"encode": 2.0, "forward": 1.0, "cut": cut},
     }  # fmt: skip
     return {
-        "device": device, "model": "sd15", "size": 256, "cells": [cell], "rates": {}, "bandwidth": 1.0, "command": "c",
+        "device": device, "model": "sd15", "size": 256, "cells": [cell], "bandwidth": 1.0, "command": "c",
+        "rates": {"bfloat16": {"mix": 1.0, "peak": 1.0, "covered": 1.0}},
     }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from gate.backbone import Backbone
 from gate.backbones import load_backbone
 from gate.data import load_data
 from gate.errors import ConfigurationError, UsageError
-from gate.extraction.engine import Work, ahead, features_of, over_processes, running
+from gate.extraction.engine import Work, features_of, over_processes, running
 from gate.extraction.epilogue import Epilogue
 from gate.extraction.plan import Setting, cost_of, dtype_of, usual_setting
 from gate.registry import create_technique
@@ -65,29 +65,6 @@ def test_a_process_that_dies_is_told(end: Callable[[], None]) -> None:
 
     with pytest.raises(ConfigurationError, match=r"^Extraction stopped: it"):
         over_processes(range(4), work, TWO, lambda _: None)
-
-
-def test_the_next_is_read_while_this_one_is_worked_on() -> None:
-    read: list[int] = []
-
-    def reading(k: int) -> int:
-        read.append(k)
-        return k * k
-
-    found = []
-    for k, value in ahead(iter([3, 1, 2]), reading):
-        found.append((k, value))
-        assert k in read
-    assert found == [(3, 9), (1, 1), (2, 4)] and read == [3, 1, 2]
-    assert list(ahead(iter([]), reading)) == []
-
-
-def test_what_reading_raises_is_raised() -> None:
-    def reading(k: int) -> int:
-        raise UsageError("gone")
-
-    with pytest.raises(UsageError, match="gone"):
-        list(ahead(iter([1]), reading))
 
 
 def test_features_are_those_of_extract_whatever_the_batch_and_the_setting(

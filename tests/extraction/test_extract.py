@@ -20,7 +20,7 @@ from gate.cli import app
 from gate.cli.rank import extract_command
 from gate.data import load_data
 from gate.errors import IncomparableError, UsageError
-from gate.extraction import engine, job
+from gate.extraction import chunks, engine, job
 from gate.extraction.config import command_of, make_config
 from gate.extraction.job import folder_of
 from gate.runs.directory import open_run
@@ -79,6 +79,28 @@ def test_a_store_holds_the_numbers_of_extract_under_the_files_names(
     assert damaged.exit_code == 3 and shard.name in damaged.output
 
 
+def test_a_finished_store_is_noticed_before_anything_is_planned(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = ("--images", folder, "--layers", "up0", "--precision", "fast", "--output", tmp_path / "store")
+    assert run(*base).exit_code == 0
+
+    def none(*_: Any) -> Any:
+        raise AssertionError("planned again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "_plan", none)
+        again = run(*base)
+        assert again.exit_code == 0 and "nothing is left to extract" in again.output
+        assert "10 images" in again.stdout and "broken.png" in again.output
+        other = run(*base, "--timestep", 100)
+        assert other.exit_code == 2 and "timestep (50 there, 100 now)" in other.output
+    next((tmp_path / "store" / "shards").iterdir()).unlink()
+    made = run(*base)
+    assert made.exit_code == 0 and "nothing is left" not in made.output
+    assert CliRunner().invoke(app, ["extract", "--verify", str(tmp_path / "store")]).exit_code == 0
+
+
 def test_processes_batches_and_shards_change_no_bit(folder: Path, tmp_path: Path) -> None:
     base = ("--images", folder, "--layers", "up1", "--output")
     assert run(*base, tmp_path / "one", "--workers", 1, "--batch-size", 4, "--per-shard", 11).exit_code == 0
@@ -102,7 +124,6 @@ def test_latents_are_kept_for_the_next_time_and_change_no_bit(
 
     cold = gate.load_features(tmp_path / "cold")
     with monkeypatch.context() as patched:
-        patched.setattr(engine, "features_of", engine.features_of)
         patched.setattr(Codec, "_encode_one", none)
         refused = run(*base, tmp_path / "none", "--no-latent-cache")
     assert refused.exit_code != 0 and not (tmp_path / "none" / "store.json").exists()
@@ -133,7 +154,7 @@ def test_what_was_interrupted_is_gone_on_with_and_equals_the_uninterrupted(
             raise KeyboardInterrupt
         return real(work, name, samples, *args, **options)
 
-    monkeypatch.setattr(engine, "features_of", counted)
+    monkeypatch.setattr(chunks, "features_of", counted)
     with pytest.raises(job.Interrupted) as stop:
         job.extract(**settings, output=str(tmp_path / "part"))
     assert stop.value.told.startswith("whole shards are kept; go on with: gate extract --images")

@@ -18,7 +18,7 @@ from image_files import fill, picture, sentence
 from gate.data import load_images
 from gate.data.listing import list_folder
 from gate.errors import ConfigurationError, UsageError
-from gate.extraction.images import ImageStream, open_images
+from gate.extraction.images import ImageStream, open_images, parted
 from gate.sample import Sample
 from tests.threads import one_thread
 
@@ -153,19 +153,14 @@ def test_nothing_to_read_is_one_sentence(tmp_path: Path) -> None:
     assert len(open_images(tmp_path, size=16)) == 3
 
 
-@pytest.mark.parametrize("size", [1, 4, 14, 50])
-def test_chunks_are_the_rows_read_one_after_the_other(mixed: Path, size: int) -> None:
+@pytest.mark.parametrize("ahead", [1, 2, 14, 50])
+def test_each_is_the_rows_read_one_after_the_other(mixed: Path, ahead: int) -> None:
     stream = open_images(mixed, size=16)
-    count = -(-len(stream) // size)
-    found = list(stream.chunks(range(count), size, threads=3, ahead=2))
-    assert [k for k, _, _ in found] == list(range(count))
-    for k, samples, skipped in found:
-        theirs, gone = stream.read(slice(k * size, (k + 1) * size))
-        assert [(s.source, s.id) for s in samples] == [(s.source, s.id) for s in theirs] and skipped == gone
-    some = list(stream.chunks([2, 0], 4))
-    assert [s.source for _, samples, _ in some for s in samples] == [
-        s.source for k in (2, 0) for s in stream.read(slice(4 * k, 4 * k + 4))[0]
-    ]
+    rows = [*range(len(stream)), 2, 0]
+    samples, skipped = parted(stream.each(iter(rows), threads=3, ahead=ahead))
+    theirs, gone = stream.read(rows)
+    assert [(s.source, s.id) for s in samples] == [(s.source, s.id) for s in theirs] and skipped == gone
+    assert len(samples) > 5 and skipped and list(stream.each([])) == []
 
 
 def test_threads_run_ahead_but_not_further_than_they_may(
@@ -198,23 +193,23 @@ def test_what_breaks_a_decoder_thread_reaches_the_reader(
     stream = open_images(mixed, size=16)
     monkeypatch.setattr(ImageStream, "sample", lambda self, row: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        list(stream.chunks([0], 4))
+        list(stream.each(range(4)))
 
 
-def test_a_chunk_is_let_go_when_the_next_is_read(tmp_path: Path) -> None:
-    """Forty pictures of 300 KB each, four a chunk, two ahead: never more than two chunks are there."""
+def test_what_was_read_is_let_go(tmp_path: Path) -> None:
+    """Forty pictures of 300 KB each, two ahead: never more than a few are there."""
     fill(tmp_path, 40)
     stream = open_images(tmp_path, size=320)
     one = 320 * 320 * 3
     tracemalloc.start()
     try:
-        for _, samples, _ in stream.chunks(range(10), 4, threads=1, ahead=2):
-            assert len(samples) == 4
-            del samples
+        for found in stream.each(range(40), threads=1, ahead=2):
+            assert isinstance(found, Sample)
+            del found
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert 4 * one < peak < 14 * one
+    assert one < peak < 10 * one
 
 
 def test_a_hundred_thousand_names_are_listed_fast_and_small(

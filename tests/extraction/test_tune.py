@@ -111,7 +111,9 @@ def test_few_images_are_not_worth_timing_and_choices_are_remembered(
 ) -> None:
     other = USUAL.with_(processes=1, threads=2)
     known: Known = {USUAL: (10, "a"), other: (12, "a")}
-    choice, asked = chosen(tiny, scenes, monkeypatch, known, images=1, memory=tmp_path)
+    choice, asked = chosen(tiny, scenes, monkeypatch, known, images=900, memory=tmp_path)
+    assert choice.setting == USUAL and asked == [] and "900 images are too few" in choice.reason
+    choice, asked = chosen(tiny, scenes, monkeypatch, {**known, USUAL: (1e6, "a")}, images=1000)
     assert choice.setting == USUAL and asked == [USUAL] and "too few" in choice.reason
     assert chosen(tiny, scenes, monkeypatch, known, memory=tmp_path)[0].setting == other
     choice, asked = chosen(tiny, scenes, monkeypatch, known, memory=tmp_path)

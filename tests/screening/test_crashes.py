@@ -76,6 +76,25 @@ def test_killed_before_anything_is_written_a_run_begins_anew(tmp_path: Path, sou
     assert code == 0 and same(run, sound), text
 
 
+def test_what_killed_writers_left_is_cleared_by_resume_and_nothing_else(sound: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(sound, tmp_path / "run"))
+    for place in (run, run / "parts"):
+        place.mkdir(exist_ok=True)
+        (place / ".tmpAb3xYz").write_bytes(b"half")  # safetensors' own
+        (place / "scores.safetensors.tmp").write_bytes(b"half")
+    (run / "notes.txt").write_text("mine", encoding="utf-8")
+    assert gate("resume", run)[0] == 0
+    assert (
+        not list(run.rglob("*tmp*"))
+        and (run / "notes.txt").is_file()
+        and (run / "scores.safetensors").is_file()
+    )
+    other = tmp_path / "no run"
+    other.mkdir()
+    (other / ".tmp-of-mine").write_bytes(b"")
+    assert gate("resume", other)[0] != 0 and (other / ".tmp-of-mine").is_file()
+
+
 def test_what_is_missing_of_the_figures_is_drawn_by_resume(sound: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(sound, tmp_path / "run"))
     (run / "figures" / "ranking.svg").unlink()

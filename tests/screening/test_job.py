@@ -67,6 +67,7 @@ def test_results_hold_what_readers_rely_on(done: Screening) -> None:
     assert all(e["ci_low"] <= e["score"] <= e["ci_high"] and e["n"] == 16 for e in results["ranking"])
     assert results["hashes"]["weights"] and results["hashes"]["samples"]
     assert results["config"]["samples"] == 16 and results["environment"]["versions"]["torch"]
+    assert results["environment"]["family"] == "unet"  # "recorded" where none of ours serves
     assert results["axes"]["technique"][0] == "vanilla"
 
 

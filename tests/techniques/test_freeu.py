@@ -55,3 +55,16 @@ def test_a_users_own_factors_come_back(batch: Batch) -> None:
 def test_zero_is_refused_since_diffusers_reads_it_as_off() -> None:
     with pytest.raises(UsageError, match="above 0"):
         create_technique("freeu", b1=0)
+
+
+def test_blocks_without_it_built_in_are_hooked_to_the_same(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gate.techniques import freeu
+
+    built_in = features("freeu", batch)
+    monkeypatch.setattr(freeu, "_has_freeu", lambda block, i: False)
+    hooked = features("freeu", batch)
+    assert not torch.equal(hooked["up3"], features("", batch)["up3"])
+    for layer in LAYERS:
+        torch.testing.assert_close(hooked[layer], built_in[layer], rtol=1e-5, atol=1e-5)

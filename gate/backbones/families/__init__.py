@@ -49,8 +49,11 @@ def plugins() -> dict[str, type[PipelineBackbone] | str]:
 
 
 def find_family(name: str, index: Mapping[str, Any]) -> type[PipelineBackbone]:
-    """The family of a model_index.json. Raises ConfigurationError where none serves it."""
-    for family in families():
+    """The family of a model_index.json, `recorded` where none of its own serves it. Raises ConfigurationError."""
+    from gate.backbones.recorded.family import Recorded
+
+    every: list[type[PipelineBackbone]] = [*families(), Recorded]
+    for family in every:
         if family.serves(index):
             return family
     denoiser = part_of(index, "unet", "transformer")[1] or "no denoiser"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gate.backbones.beside import latent_channels
 from gate.backbones.pipeline import PipelineBackbone
 from gate.request import Conditioning, Request
 
@@ -39,7 +40,7 @@ class Flux(PipelineBackbone):
     def call(self, x: Tensor, t: Tensor, given: Conditioning, request: Request) -> Tensor:
         h, w = x.shape[-2] // 2, x.shape[-1] // 2
         tokens: Tensor = self.denoiser(
-            pack(x),
+            self.with_beside(pack(x), x),
             encoder_hidden_states=given.prompt_embeds,
             pooled_projections=given.pooled,
             timestep=(t / 1000).to(x),
@@ -49,6 +50,21 @@ class Flux(PipelineBackbone):
             return_dict=False,
         )[0]
         return unpack(tokens, h, w)
+
+    @classmethod
+    def own_channels(cls, config: Mapping[str, Any]) -> int:
+        return latent_channels(config)
+
+    def with_beside(self, tokens: Tensor, x: Tensor) -> Tensor:
+        """The tokens with what lies beside them: Flux Fill's masked image, and its mask, a channel for every pixel."""
+        missing = int(self._config["in_channels"]) - tokens.shape[2]
+        if not missing:
+            return tokens
+        if self.extra != "inpaint":
+            return torch.cat([tokens, tokens.new_zeros(*tokens.shape[:2], missing)], dim=2)
+        masked = pack(self.blank_latent(x))
+        mask = tokens.new_ones(*tokens.shape[:2], missing - masked.shape[2])
+        return torch.cat([tokens, masked, mask], dim=2)
 
 
 def guidance(x: Tensor, config: Mapping[str, Any]) -> Tensor | None:

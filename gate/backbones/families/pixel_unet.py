@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gate.backbones.beside import Extra
 from gate.backbones.families.unet import LatentUNet
 from gate.backbones.index import part_of
 from gate.backbones.pipeline import PipelineBackbone
@@ -27,10 +28,11 @@ class PixelUNet(PipelineBackbone):
         no_vae = not part_of(index, "vae")[1]
         return super().serves(index) and no_vae and part_of(index, "text_encoder")[1] == "T5EncoderModel"
 
-    def __init__(self, name: str, *args: Any, **options: Any) -> None:
-        super().__init__(name, *args, **options)
-        if self._config["in_channels"] != 3:
+    @classmethod
+    def accepts(cls, name: str, index: Mapping[str, Any], config: Mapping[str, Any]) -> Extra:
+        if config["in_channels"] != 3:
             raise ConfigurationError(f"{name} enlarges another model's images; load the first stage instead.")
+        return super().accepts(name, index, config)
 
     @classmethod
     def blank(cls, config: Mapping[str, Any]) -> Conditioning:

@@ -29,6 +29,11 @@ class Sana(PipelineBackbone):
         states, mask = self.t5_states([text.lower().strip() for text in texts], TOKENS)
         return Conditioning(states, mask=mask, prompts=tuple(texts))
 
+    @property
+    def _sprint(self) -> bool:
+        """Of SANA-Sprint, whose pipeline tells sigma as it is."""
+        return "Sprint" in str(self.index.get("_class_name"))
+
     def call(self, x: Tensor, t: Tensor, given: Conditioning, request: Request) -> Tensor:
         guided = (
             x.new_ones(len(x)) * self._config["guidance_embeds_scale"]
@@ -38,7 +43,7 @@ class Sana(PipelineBackbone):
         output: Tensor = self.denoiser(
             x,
             encoder_hidden_states=given.prompt_embeds,
-            timestep=t * self._config["timestep_scale"],
+            timestep=t * (1.0 if self._sprint else self._config["timestep_scale"]),
             guidance=guided,
             encoder_attention_mask=given.mask,
             return_dict=False,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gate.backbones.beside import guidance_embedding, latent_channels
 from gate.backbones.index import part_of
 from gate.backbones.pipeline import PipelineBackbone
 from gate.request import Conditioning, Request
@@ -41,6 +42,9 @@ class LatentUNet(PipelineBackbone):
         extra: dict[str, Any] = {  # lists, and fresh ones: the UNet takes them apart
             k: list(v) if isinstance(v, tuple) else v for k, v in request.residuals.items()
         }
+        cond = guidance_embedding(self._config, x)
+        if cond is not None:
+            extra["timestep_cond"] = cond
         added = self.added(given)
         projection: Any = getattr(self.denoiser, "encoder_hid_proj", None)
         if hasattr(projection, "blank"):  # an IP-Adapter is worn: without an image it sees zeros
@@ -51,9 +55,20 @@ class LatentUNet(PipelineBackbone):
         if added:
             extra["added_cond_kwargs"] = added
         output: Tensor = self.denoiser(
-            x, t, encoder_hidden_states=given.prompt_embeds, return_dict=False, **extra
+            self.with_beside(x), t, encoder_hidden_states=given.prompt_embeds, return_dict=False, **extra
         )[0]
         return output
+
+    @classmethod
+    def own_channels(cls, config: Mapping[str, Any]) -> int:
+        return latent_channels(config)
+
+    def with_beside(self, x: Tensor) -> Tensor:
+        """The latent with what lies beside it, (b, in_channels, h, w): mask and masked image, or no image."""
+        if self.extra == "inpaint":
+            return torch.cat([x, torch.ones_like(x[:, :1]), self.blank_latent(x)], dim=1)
+        missing = int(self._config["in_channels"]) - x.shape[1] if self.extra else 0
+        return torch.cat([x, x.new_zeros(len(x), missing, *x.shape[2:])], dim=1) if missing else x
 
     def added(self, given: Conditioning) -> dict[str, Any]:
         """What the time embedding takes besides t."""
