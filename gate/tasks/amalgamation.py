@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gate.errors import ConfigurationError, UsageError
-from gate.tasks.stem import Joined, Stem, initialise, largest_grid
-from gate.tasks.task import Features
+from gate.tasks.stem import Features, Joined, Stem, initialise, largest_grid
 
 MARK = "|"  # between a source and its layer in the key of a feature
 BOTTOM = 1e-12  # under the root of a norm: its slope at 0 is 0, not NaN
@@ -190,7 +189,10 @@ def save_amalgam(
 
 
 def load_amalgam(file: Path) -> tuple[Amalgam, dict[str, Any], tuple[dict[str, Tensor], ...]]:
-    """An amalgam, the facts it was saved with, and what each technique had learned. Raises ConfigurationError where the file holds none."""
+    """An amalgam, the facts it was saved with, and what each technique had learned.
+
+    Raises UsageError where there is no such file, ConfigurationError where it holds no amalgamation.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():

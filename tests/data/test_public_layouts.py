@@ -187,6 +187,20 @@ def test_a_pickle_that_is_no_batch_runs_nothing(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "pwned").exists()
 
 
+class Codec:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
+        import _codecs
+
+        return _codecs.encode, ("x", "rot13")
+
+
+def test_a_pickled_batch_looks_up_no_other_codec(tmp_path: Path) -> None:
+    cifar(tmp_path)
+    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps({b"data": Codec()}))
+    with pytest.raises(ConfigurationError, match=r"test_batch.*codec 'rot13', which no array needs"):
+        both(tmp_path, "labels")
+
+
 def gone(path: str) -> Callable[[Path], None]:
     return lambda root: next(root.glob(path)).unlink()
 
