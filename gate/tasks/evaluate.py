@@ -12,13 +12,14 @@ from gate.data.named import DATA
 from gate.data.pairs import PairSet, load_pairs
 from gate.data.public import Halves, load_public
 from gate.errors import UsageError, unknown_name
+from gate.sample import SampleSet
 from gate.tasks.bench import Arm, Bench, Meter, images_of
 from gate.tasks.config import VANILLA, TaskConfig
 from gate.tasks.features import read_source
 from gate.tasks.index import create_task
 from gate.tasks.kept import Kept
 from gate.tasks.result import Row, rows_of
-from gate.tasks.task import Task
+from gate.tasks.task import Array, Task
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone
@@ -105,7 +106,8 @@ def _evaluate(config: TaskConfig, progress: Progress, log: Log, backbone: Backbo
     bench = Bench(task, backbone, train, test, tuple(layers), tuple(plain), config, kept)
     log(f"{task.name}: {bench.said}, {_many(config.seeds, 'seed')}, {_many(len(arms), 'arm')}")
     meter = Meter(progress, len(arms) * bench.work, "")
-    counts, notes = {}, []
+    counts: dict[str, Array] = {}
+    notes = [note for half in (train, test) for note in _left_out(images_of(half))]
     for arm in arms:
         meter.label = arm.name
         counts[arm.name], told = bench.counts_of(arm, meter)
@@ -117,6 +119,15 @@ def _evaluate(config: TaskConfig, progress: Progress, log: Log, backbone: Backbo
     )
     kept.finish(result.as_json())
     return result
+
+
+def _left_out(samples: SampleSet) -> list[str]:
+    """What of the data could not be used."""
+    if not samples.skipped:
+        return []
+    key, reason = samples.skipped[0]
+    n = len(samples.skipped)
+    return [f"{_many(n, 'image')} of {samples.name} left out; the first: {key}, which {reason}."]
 
 
 def _arms(config: TaskConfig, task: Task) -> tuple[Arm, ...]:

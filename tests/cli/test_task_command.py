@@ -144,6 +144,15 @@ def test_a_task_runs_on_a_copy_of_public_data_and_names_the_file_that_is_gone(
     assert Path(file).name.replace("*", "") in refused(*asked, code=3)
 
 
+def test_images_that_cannot_be_read_are_left_out_and_said(tmp_path: Path) -> None:
+    layouts.folders(tmp_path)
+    (tmp_path / "train" / "cat" / "1.jpg").write_bytes(b"no image")
+    asked = ("task", "classification[epochs=1]", "--data", str(tmp_path), "--layers", "up2", "--seeds", "1")
+    shown = done(*asked, "--resamples", "200", "--quiet")
+    assert "trained on 5, judged on 2" in shown.stdout
+    assert "1 image of" in shown.stdout and "left out; the first: cat/1.jpg, which" in shown.stdout
+
+
 def test_an_interrupted_evaluation_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from gate.tasks import bench
 
