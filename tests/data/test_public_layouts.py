@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -120,10 +121,31 @@ def batch(name: str, **values: object) -> Callable[[Path], None]:
     return lambda root: (root / "cifar-10-batches-py" / name).write_bytes(pickle.dumps(said)) and None  # type: ignore[func-returns-value]
 
 
+def said(**values: object) -> Callable[[Path], None]:
+    """The first training pair's annotation, with other values."""
+
+    def spoil(root: Path) -> None:
+        file = min(root.glob("PairAnnotation/trn/*.json"))
+        file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+    return spoil
+
+
+PIXELS = np.zeros((2, 3072), np.uint8)
 WRONG = [
     (spair, "pairs", gone("JPEGImages/cat/2008_0011.jpg"), r"no file .*2008_0011.jpg.*PairAnnotation"),
     (spair, "pairs", text("PairAnnotation/trn/000001*", b"{}"), r"000001-.*json' lacks 'src_imname'"),
     (spair, "pairs", text("PairAnnotation/trn/000000*", b"["), r"000000-.*is no JSON object"),
+    (spair, "pairs", text("PairAnnotation/trn/000000*", b"3"), r"000000-.*is no JSON object"),
+    (spair, "pairs", said(trg_bndbox="abcd"), r"000000-.*trg_bndbox is wrong: input should be a valid tuple"),
+    (spair, "pairs", said(trg_bndbox=[5, 5, 5, 5]), "trg_bndbox must be four numbers: left, top, right"),
+    (spair, "pairs", said(src_imsize=[40]), "src_imsize is wrong: tuple should have at least 2 items"),
+    (spair, "pairs", said(trg_imsize=[64, 32, 3]), r"2008_0001.jpg' is 64 x 48, and its .* says 64 x 32"),
+    (spair, "pairs", said(src_kps=[["a", 1], [2, 3]]), r"src_kps.0.0 is wrong: input should be a valid num"),
+    (spair, "pairs", said(src_kps=[[1, 2], [3]]), r"src_kps.1.1 is wrong: field required"),
+    (spair, "pairs", said(src_kps=[[float("nan"), 1], [2, 3]]), "src_kps.0.0 is wrong: .*finite"),
+    (spair, "pairs", said(src_kps=[[1, 2]]), "must be equally many"),
+    (spair, "pairs", said(category=None), "category is wrong: input should be a valid string"),
     (ade, "masks", gone("annotations/validation/*2.png"), r"no file .*ADE_val_00000002.png.*ADE20K's layout"),
     (
         ade,
@@ -138,6 +160,7 @@ WRONG = [
         text("images/training/*1.jpg", b"no"),
         r"The image .*ADE_train_00000001.jpg' is not an image",
     ),
+    (ade, "masks", wide("annotations/training/*1.png", np.full((16, 24), 151)), "holds 151; .* 1 to 150"),
     (cityscapes, "masks", gone("gtFine/val/bonn/*"), r"no file .*bonn_000000_000019_gtFine_labelIds.png"),
     (cityscapes, "masks", wide("gtFine/val/bonn/*", np.full((16, 32), 40)), "holds 40; labelIds"),
     (horse, "masks", gone("horse_21/real/test/1.npy"), r"no file .*1.npy.*Horse-21"),
@@ -154,14 +177,22 @@ WRONG = [
         "holds class 21; horse_21 has 21",
     ),
     (horse, "masks", array("horse_21/real/train/0.npy", np.array([[{}]], object)), "without pickle"),
+    (horse, "masks", array("horse_21/real/train/0.npy", np.zeros((0, 0))), r"0.npy' is \(0, 0\) float64"),
+    (horse, "masks", array("horse_21/real/train/0.npy", np.zeros((20, 20), complex)), "complex128; expected"),
+    (horse, "masks", text("horse_21/real/train/0.png", b""), "0.png' cannot be read: the file is empty"),
     (cifar, "labels", gone("*/test_batch"), "no file .*test_batch.*CIFAR-10's python layout"),
     (
         cifar,
         "labels",
         batch("test_batch", data=np.zeros((2, 9), np.uint8), labels=[0, 1]),
-        r"data \(2, 9\) uint8",
+        r"an array \(2, 9\) uint8 as data",
     ),
     (cifar, "labels", batch("batches.meta", nothing=1), "no label_names"),
+    (cifar, "labels", batch("batches.meta", label_names=5), "no label_names"),
+    (cifar, "labels", batch("test_batch", data=PIXELS, labels=None), "and a NoneType as labels; expected"),
+    (cifar, "labels", batch("test_batch", data=PIXELS, labels=["a", "b"]), "a list of 2 as labels; expected"),
+    (cifar, "labels", batch("test_batch", data=PIXELS, labels=[1, -1]), "and n whole numbers below 10"),
+    (cifar, "labels", batch("test_batch", data=[[1, 2], [3]], labels=[1, 1]), "a list of 2 as data"),
     (cifar, "labels", text("*/data_batch_1", b"\x80"), "data_batch_1' is no batch"),
 ]
 
@@ -175,6 +206,14 @@ def test_what_is_missing_or_malformed_is_named(
     spoil(tmp_path)
     with pytest.raises(ConfigurationError, match=said):
         load_public(root, needs, size=32)  # type: ignore[arg-type]
+
+
+def test_an_empty_half_of_an_image_folder_is_the_copys_fault(tmp_path: Path) -> None:
+    folders(tmp_path)
+    for file in (tmp_path / "val").glob("*/*"):
+        file.unlink()
+    with pytest.raises(ConfigurationError, match="val' is empty.*Expected the ImageFolder layout"):
+        both(tmp_path, "labels")
 
 
 def test_a_folder_of_no_known_layout_says_which_are(tmp_path: Path) -> None:

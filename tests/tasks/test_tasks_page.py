@@ -45,7 +45,7 @@ def test_defaults_are_those_of_the_code() -> None:
 def test_layouts_are_those_that_are_read() -> None:
     for layout in (spair.LAYOUT, scenes_parsed.LAYOUT, cifar.LAYOUT):
         assert re.split(r"[/|]", layout.split(": ")[1])[0] in PAGE
-    assert all(field in PAGE for field in spair.FIELDS)
+    assert all(field in PAGE for field in spair.Annotation.model_fields)
 
 
 def test_a_split_is_drawn_from_train_and_test_together() -> None:

@@ -64,22 +64,22 @@ def load(folder: Path, split: str, *, size: int, limit: int | None = None, seed:
     """
     at = root(folder)
     meta = _read(need(at / "batches.meta", LAYOUT))
-    names = tuple(_text(name) for name in meta.get(b"label_names", ()))
+    said = meta.get(b"label_names")
+    names = tuple(_text(name) for name in said) if isinstance(said, (list, tuple)) else ()
     if not names:
         raise ConfigurationError(f"{str(at / 'batches.meta')!r} has no label_names; expected {LAYOUT}.")
     every = []
     for file in [need(at / name, LAYOUT) for name in (TRAIN if split == "train" else ("test_batch",))]:
         batch = _read(file)
-        data, labels = np.asarray(batch.get(b"data", ())), list(batch.get(b"labels", ()))
-        shaped = data.ndim == 2 and data.shape[1] == 3 * SIDE * SIDE and data.dtype == np.uint8
-        if not shaped or len(labels) != len(data) or not all(0 <= int(k) < len(names) for k in labels):
+        data: Any = batch.get(b"data")
+        labels: Any = batch.get(b"labels")
+        if not _is_data(data) or not _are_labels(labels, len(data), len(names)):
             raise ConfigurationError(
-                f"{str(file)!r} holds data {data.shape} {data.dtype} and {len(labels)} labels; expected "
-                f"(n, 3072) uint8 and n labels below {len(names)}."
+                f"{str(file)!r} holds {_said(data)} as data and {_said(labels)} as labels; expected an array "
+                f"(n, 3072) uint8 and n whole numbers below {len(names)}."
             )
-        every += [
-            (f"{file.name}/{i:05d}", row, int(k)) for i, (row, k) in enumerate(zip(data, labels, strict=True))
-        ]
+        pairs = zip(data, labels, strict=True)
+        every += [(f"{file.name}/{i:05d}", row, int(k)) for i, (row, k) in enumerate(pairs)]
     samples = tuple(
         Sample(
             fit_image(Image.fromarray(row.reshape(3, SIDE, SIDE).transpose(1, 2, 0)), size),
@@ -99,6 +99,24 @@ def _read(file: Path) -> dict[bytes, Any]:
     if not isinstance(found, dict):
         raise ConfigurationError(f"{str(file)!r} holds a {type(found).__name__}; expected {LAYOUT}.")
     return {key if isinstance(key, bytes) else str(key).encode(): value for key, value in found.items()}
+
+
+def _is_data(value: Any) -> bool:
+    whole = isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 2
+    return whole and value.shape[1] == 3 * SIDE * SIDE
+
+
+def _are_labels(value: Any, n: int, classes: int) -> bool:
+    whole = isinstance(value, (list, np.ndarray)) and len(value) == n
+    return whole and all(isinstance(k, (int, np.integer)) and 0 <= k < classes for k in value)
+
+
+def _said(value: Any) -> str:
+    """What a value is, for a message."""
+    if isinstance(value, np.ndarray):
+        return f"an array {value.shape} {value.dtype}"
+    kind = type(value).__name__
+    return f"a {kind} of {len(value)}" if isinstance(value, (list, tuple, dict)) else f"a {kind}"
 
 
 def _text(name: Any) -> str:
