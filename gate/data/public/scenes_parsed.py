@@ -40,7 +40,7 @@ def load(folder: Path, split: str, *, size: int, limit: int | None = None, seed:
         numbers = classes_of(at)
         if int(numbers.max()) > CLASSES:
             raise ConfigurationError(
-                f"The mask {str(at)!r} holds {int(numbers.max())}; ADE20K's classes are 1 to {CLASSES}, 0 is unlabelled."
+                f"The mask {str(at)!r} holds {int(numbers.max())}; ADE20K's classes are 1 to {CLASSES}, 0 for none."
             )
         samples.append(masked(file, np.maximum(numbers, 0) - 1, size, at))
     return SampleSet(tuple(samples), f"ade20k {split}", mask_classes=_names(folder / OBJECTS))
