@@ -3,7 +3,7 @@ compositions, and amalgamating techniques against amalgamating timesteps. Every 
 
 python docs/paper-order/trained_heads.py --work FOLDER --output docs/paper-order/trained-heads.json
 
-The folder keeps the counts of every head, so the same command goes on where it stopped.
+The folder keeps features (6 GB) and the counts of every head, so the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import gate
 from gate.backbone import Backbone
@@ -32,7 +33,6 @@ from gate.tasks.stem import Features
 from gate.tasks.task import Array, Task
 
 DATA, SEEDS, RESAMPLES = "scenes-held-out", (0, 1, 2), 2000
-TASKS = ("segmentation-linear", "classification", "correspondence-conv")
 SINGLES = ("prompt", "controlnet", "ddim-inversion")
 COMPOSED = {
     "prompt+controlnet": ("prompt", "controlnet"),
@@ -47,7 +47,7 @@ LOWER_TIMES = (50, 100, 200, 300)
 SIZES = {
     "images": (600, 400),
     "pairs": (200, 150),
-}  # to learn from and to judge: 40 minutes of one core in all
+}  # to learn from and to judge: about 40 minutes of one busy core a task
 
 
 def arms_of(t: int) -> dict[str, tuple[str, ...]]:
@@ -80,31 +80,40 @@ def steps_of(t: int) -> list[tuple[str, str, str]]:
 class Sources:
     """Features of each source on both halves of a set, extracted once."""
 
-    def __init__(self, backbone: Backbone, halves: tuple[SampleSet, SampleSet]) -> None:
-        self.backbone, self.halves = backbone, halves
+    def __init__(self, backbone: Backbone, halves: tuple[SampleSet, SampleSet], folder: Path) -> None:
+        self.backbone, self.halves, self.folder = backbone, halves, folder
         self.layers = resolve_layers(("paper",), backbone.layer_paths)
         backbone.calibrate(self.layers)
         self.held: dict[str, tuple[Features, Features]] = {}
 
     def of(self, text: str) -> tuple[Features, Features]:
+        file = self.folder / f"{self.halves[0].name}-{len(self.halves[0])}-{text}.pt"
+        if text not in self.held and file.is_file():
+            self.held[text] = torch.load(file, weights_only=True)
         if text not in self.held:
-            begin, source = time.perf_counter(), read_source(text, 0)
-            technique = open_technique(source, self.backbone, self.halves[0])
-            self.held[text] = tuple(  # type: ignore[assignment]
-                gather(
-                    self.backbone,
-                    [(source, technique, ())],
-                    samples,
-                    layers=self.layers,
-                    amalgamated=True,
-                    seed=0,
-                    batch_size=8,
-                    tick=lambda _: None,
-                )
-                for samples in self.halves
-            )
+            begin = time.perf_counter()
+            self.held[text] = self._extracted(text)
+            torch.save(self.held[text], file)
             print(f"  {text}: {time.perf_counter() - begin:.0f} s", flush=True)
         return self.held[text]
+
+    def _extracted(self, text: str) -> tuple[Features, Features]:
+        source = read_source(text, 0)
+        technique = open_technique(source, self.backbone, self.halves[0])
+        first, second = (
+            gather(
+                self.backbone,
+                [(source, technique, ())],
+                samples,
+                layers=self.layers,
+                amalgamated=True,
+                seed=0,
+                batch_size=8,
+                tick=lambda _: None,
+            )
+            for samples in self.halves
+        )
+        return first, second
 
     def joined(self, sources: tuple[str, ...]) -> tuple[Features, Features]:
         """Of one source under its layers' names; of several under theirs too."""
@@ -160,20 +169,21 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--tasks", nargs="+", default=["segmentation-linear"])
     parser.add_argument("--sizes", type=int, nargs=2, help="to learn from and to judge, of every task")
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
     backbone = gate.load_backbone("tiny")
     results: list[dict[str, Any]] = []
     sources: dict[str, Sources] = {}
-    for name in TASKS:
+    for name in asked.tasks:
         task = create_task(name)
         kind = "pairs" if task.needs == "pairs" else "images"
         sizes = tuple(asked.sizes) if asked.sizes else SIZES[kind]
         halves = halves_of(task, *sizes)
         images = tuple(half.samples if isinstance(half, PairSet) else half for half in halves)
         if kind not in sources:
-            sources = {kind: Sources(backbone, images)}  # type: ignore[arg-type]
+            sources = {kind: Sources(backbone, images, asked.work)}  # type: ignore[arg-type]
         truths = [truth_of(half) for half in halves]
         for t in TIMES:
             begin, counts = time.perf_counter(), {}
