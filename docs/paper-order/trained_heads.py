@@ -9,6 +9,7 @@ The folder keeps features (6 GB) and the counts of every head, so the same comma
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import time
@@ -42,6 +43,9 @@ OF_PAPER = "amalgam: prompt, controlnet"
 OF_ALL = "amalgam: prompt, controlnet, ddim-inversion"
 OVER_TIME, COMPOSED_OVER_TIME = "amalgam: vanilla over t", "amalgam: prompt+controlnet over t"
 LOWER = "amalgam: vanilla over t, lower"
+JOINED = (
+    "joined: prompt, controlnet, ddim-inversion"  # the control: all channels of the same four, no weights
+)
 TIMES = {300: (200, 300, 400, 500), 50: (20, 50, 100, 200)}
 LOWER_TIMES = (50, 100, 200, 300)
 SIZES = {
@@ -51,17 +55,18 @@ SIZES = {
 
 
 def arms_of(t: int) -> dict[str, tuple[str, ...]]:
-    """Sources by arm, TECHNIQUE@TIMESTEP each; several are amalgamated, and every amalgam has four."""
-    alone = ("vanilla", *SINGLES, *COMPOSED)
-    found = {name: (f"{name}@{t}",) for name in alone}
+    """Sources by arm, TECHNIQUE@TIMESTEP each; several are amalgamated, or joined; always four."""
+    found = {name: (f"{name}@{t}",) for name in ("vanilla", "prompt", "controlnet", "prompt+controlnet")}
     found[OF_PAPER] = tuple(
         f"{name}@{t}" for name in ("vanilla", "prompt", "controlnet", "prompt+controlnet")
     )
-    found[OF_ALL] = tuple(f"{name}@{t}" for name in ("prompt", "ddim-inversion", *COMPOSED))
     found[OVER_TIME] = tuple(f"vanilla@{other}" for other in TIMES[t])
     found[COMPOSED_OVER_TIME] = tuple(f"prompt+controlnet@{other}" for other in TIMES[t])
     if t > max(LOWER_TIMES[:-1]):
         found[LOWER] = tuple(f"vanilla@{other}" for other in LOWER_TIMES)
+    found |= {name: (f"{name}@{t}",) for name in ("ddim-inversion", "prompt+ddim-inversion")}
+    found[OF_ALL] = tuple(f"{name}@{t}" for name in ("prompt", "ddim-inversion", *COMPOSED))
+    found[JOINED] = found[OF_ALL]
     return found
 
 
@@ -71,7 +76,7 @@ def steps_of(t: int) -> list[tuple[str, str, str]]:
     found += [("technique < composition", part, name) for name, parts in COMPOSED.items() for part in parts]
     found += [("composition < amalgamation", "prompt+controlnet", OF_PAPER)]
     found += [("composition < amalgamation", name, OF_ALL) for name in COMPOSED]
-    found += [("baseline < timesteps", "vanilla", OVER_TIME)]
+    found += [("joined < amalgamated", JOINED, OF_ALL), ("baseline < timesteps", "vanilla", OVER_TIME)]
     found += [("timesteps < techniques", OVER_TIME, OF_PAPER), ("timesteps < techniques", OVER_TIME, OF_ALL)]
     found += [("timesteps < techniques", COMPOSED_OVER_TIME, OF_PAPER)]
     return found + ([("timesteps < techniques", LOWER, OF_PAPER)] if LOWER in arms_of(t) else [])
@@ -141,11 +146,13 @@ def halves_of(task: Task, n: int, m: int) -> tuple[SampleSet | PairSet, SampleSe
     return halves[0], halves[1]
 
 
-def counts_of(task: Task, sources: Sources, arm: tuple[str, ...], truths: Any, file: Path) -> Array:
-    """(seeds, n, ...) of the heads of an arm."""
+def counts_of(
+    task: Task, sources: Sources, arm: tuple[str, ...], weighed: bool, truths: Any, file: Path
+) -> Array:
+    """(seeds, n, ...) of the heads of an arm. weighed: amalgamate several sources, else join them."""
     if not file.is_file():
         train, test = sources.joined(arm)
-        chosen = dataclasses.replace(task, stem=Amalgamation()) if len(arm) > 1 else task
+        chosen = dataclasses.replace(task, stem=Amalgamation()) if weighed and len(arm) > 1 else task
         heads = [chosen.train(train, truths[0], seed=seed) for seed in SEEDS]
         np.save(file, np.stack([chosen.judge(head, test, truths[1]) for head in heads]))
     return np.asarray(np.load(file))
@@ -156,16 +163,24 @@ def measured(task: Task, counts: Mapping[str, Array], t: int) -> dict[str, Any]:
     rows = [row.as_json() for row in rows_of(task, counts, vanilla="vanilla", resamples=RESAMPLES)]
     steps = []
     for claim, lesser, better in steps_of(t):
+        if lesser not in counts or better not in counts:
+            continue
         two = {lesser: counts[lesser], better: counts[better]}
         found = rows_of(task, two, vanilla=lesser, resamples=RESAMPLES)
         gain = next(row.gain for row in found if row.primary and row.arm == better)
         assert gain is not None
         steps.append({"claim": claim, "lesser": lesser, "better": better, "gain": dataclasses.asdict(gain)})
-    return {"task": task.name, "timestep": t, "arms": arms_of(t), "rows": rows, "steps": steps}
+    return {
+        "task": task.name,
+        "timestep": t,
+        "arms": {name: arms_of(t)[name] for name in counts},
+        "rows": rows,
+        "steps": steps,
+    }
 
 
 def main() -> None:
-    """Images first, pairs last; what is finished is written at once."""
+    """Results are written timestep by timestep; Ctrl-C leaves the rest of a timestep out."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
@@ -187,10 +202,11 @@ def main() -> None:
         truths = [truth_of(half) for half in halves]
         for t in TIMES:
             begin, counts = time.perf_counter(), {}
-            for arm, named in arms_of(t).items():
-                file = asked.work / f"{name}-{t}-{arm.replace(' ', '_')}.npy"
-                counts[arm] = counts_of(task, sources[kind], named, truths, file)
-                print(f"{name} t={t} {arm}: {time.perf_counter() - begin:.0f} s", flush=True)
+            with contextlib.suppress(KeyboardInterrupt):  # what is finished is told; the next call goes on
+                for arm, named in arms_of(t).items():
+                    file = asked.work / f"{name}-{t}-{arm.replace(' ', '_')}.npy"
+                    counts[arm] = counts_of(task, sources[kind], named, arm != JOINED, truths, file)
+                    print(f"{name} t={t} {arm}: {time.perf_counter() - begin:.0f} s", flush=True)
             results.append({"trained_on": sizes[0], "judged_on": sizes[1], **measured(task, counts, t)})
             said = {"data": DATA, "backbone": "tiny", "weights": backbone.fingerprint(), "noise_seed": 0}
             said |= {"head_seeds": list(SEEDS), "resamples": RESAMPLES, "results": results}
