@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gate.errors import PluginError
 
 Direction = Literal["lower", "higher"]
-Figure = Literal["miou", "balanced-accuracy"]
+Figure = Literal["miou", "balanced-accuracy", "accuracy"]
 Array = npt.NDArray[Any]  # of whatever type a metric or probe stores
 DIRECTIONS = ("lower", "higher")
 SLACK = 1e-4  # of the range's largest bound: what rounding may add to a number
@@ -136,10 +136,14 @@ def confusion_error(margins: Array, figure: Figure) -> npt.NDArray[np.float64]:
     """1 - figure of summed confusion counts, in [0, 1]. margins: (..., 3, k), `confusion_margins`. Returns (...,).
 
     miou: mean intersection over union; balanced-accuracy: mean recall. Both over the classes that the truth
-    holds, so that one set of samples is averaged over the same classes whatever a technique predicts. 0 where
-    the truth holds no class.
+    holds, so that one set of samples is averaged over the same classes whatever a technique predicts. accuracy: of all
+    that was tested, the share that is right. 0 where the truth holds no class.
     """
     true, predicted, correct = margins[..., 0, :], margins[..., 1, :], margins[..., 2, :]
+    if figure == "accuracy":
+        tested = true.sum(axis=-1)
+        right = correct.sum(axis=-1) / np.where(tested > 0, tested, 1)
+        return np.asarray(np.where(tested > 0, 1 - right, 0), dtype=np.float64)
     whole = true + predicted - correct if figure == "miou" else true
     present = true > 0
     parts = np.where(present, correct / np.where(present, whole, 1), 0).sum(axis=-1)
@@ -152,6 +156,8 @@ def confusion_slope(counts: Array, figure: Figure) -> npt.NDArray[np.float64]:
     true, predicted, correct = confusion_margins(counts)
     present = true > 0
     classes = max(1, int(present.sum()))
+    if figure == "accuracy":
+        return -np.eye(len(counts)) / max(1.0, float(true.sum()))
     if figure == "balanced-accuracy":
         return -np.diag(np.where(present, 1 / np.where(present, true, 1), 0)) / classes
     whole = np.where(present, true + predicted - correct, 1)

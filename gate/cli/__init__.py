@@ -23,6 +23,8 @@ from gate.cli.rank import rank
 from gate.cli.resume import resume
 from gate.cli.schema import schema
 from gate.cli.screen import screen
+from gate.cli.study import study
+from gate.cli.task import task
 from gate.cli.verify import verify
 
 __all__ = ["app", "main"]
@@ -67,6 +69,8 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "describe": describe,
     "check": check,
     "fit": fit,
+    "task": task,
+    "study": study,
     "download": download,
     "cache": cache,
     "schema": schema,
@@ -79,9 +83,11 @@ _SHORT = {
     "verify": "Check a run's files, and measure a tenth of it again.",
     "extract": "Extract features of many images with the winners.",
     "plot": "Draw the figures of a run.",
-    "list": "List techniques, probes, metrics, layers, backbones, data.",
-    "describe": "Show all about a technique, probe or metric.",
+    "list": "List techniques, probes, metrics, tasks, layers, backbones, data.",
+    "describe": "Show all about a technique, probe, metric or task.",
     "check": "Test a technique against the contract.",
+    "task": "Train heads in full on a technique's features.",
+    "study": "Train heads for every technique: what foretold them?",
     "fit": "Fit a LoRA or a ControlNet to your images.",
     "download": "Fetch a model into the hub's cache.",
     "cache": "Show or clear the latents that are kept.",

@@ -1,4 +1,4 @@
-"""`gate describe NAME`: everything known about a technique, a probe or a metric; with --backbone, about a backbone."""
+"""`gate describe NAME`: everything known about a technique, a probe, a metric or a task; with --backbone, a backbone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FACTS = (
 
 def describe(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A technique (also a+b), a probe or a metric.")
+        str | None, typer.Argument(metavar="NAME", help="A technique (also a+b), a probe, metric or task.")
     ] = None,
     backbone: Annotated[
         str | None, flag("Describe this backbone instead: what serves it, and why.", "", "NAME")
@@ -44,7 +44,7 @@ def describe(
     format: FormatOption = Format.table,
     debug: DebugOption = False,
 ) -> None:
-    """Show the facts, settings, cost, needs and source of a technique, a probe or a metric; or of a backbone."""
+    """Show the facts, settings, cost, needs and source of a technique, a probe, a metric or a task; or of a backbone."""
     from gate.errors import UsageError
 
     if (name is None) == (backbone is None):
@@ -66,6 +66,8 @@ def describe(
 
 def _found(name: str) -> list[dict[str, Any]]:
     found = [facts for kind in ("technique", "probe", "metric") if (facts := _facts(kind, name)) is not None]
+    if (facts := _task(name)) is not None:
+        found.append(facts)
     if not found:
         raise _unknown(name)
     return found
@@ -144,14 +146,25 @@ def _technique(name: str) -> dict[str, Any] | None:
     }
 
 
+def _task(name: str) -> dict[str, Any] | None:
+    from gate.cli.task import facts
+    from gate.tasks import TASKS
+
+    if name not in TASKS:
+        return None
+    return {"kind": "task", **facts(name), "description": _doc(TASKS[name])}
+
+
 def _unknown(name: str) -> Exception:
     from gate.errors import unknown_name
     from gate.registry import create_technique, list_techniques, plugins
 
     if "+" in name or "[" in name:
         create_technique(name)  # names the part that is wrong
-    known = [*list_techniques(), *plugins("probe"), *plugins("metric")]
-    return unknown_name("name", name, known, listing="gate list techniques|probes|metrics")
+    from gate.tasks import TASKS
+
+    known = [*list_techniques(), *plugins("probe"), *plugins("metric"), *TASKS]
+    return unknown_name("name", name, known, listing="gate list techniques|probes|metrics|tasks")
 
 
 def _parameters(cls: type[Any]) -> dict[str, Any]:
@@ -189,7 +202,10 @@ def _show(facts: dict[str, Any], format: Format) -> None:
 
 
 def _text(key: str, value: Any) -> str:
-    if key == "cost":
+    if key == "figures":
+        lines = [f"{f['name']}: {f['summary']} ({f['direction']} is better)" for f in value]
+        return "\n".join(lines)
+    if key == "cost" and isinstance(value, Mapping):
         each = f"{value['per_image']:g} once per image + {value['per_pass']:g} per timestep and noise seed"
         return f"{value['calls']:g} (denoiser calls: {each})"
     if key in ("negative_control", "replaces_latent", "scale_invariant", "standard"):

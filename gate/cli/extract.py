@@ -31,6 +31,9 @@ def extract(
     technique: Annotated[
         str | None, flag("Techniques by name, as in gate screen.", "the run's winner, else vanilla", "LIST")
     ] = None,
+    head: Annotated[
+        str | None, flag("A trained amalgamation instead: DIR/heads/*.amalgam.safetensors.", "", "FILE")
+    ] = None,
     images: Annotated[str | None, flag("The images.", "the run's own", "DIR")] = None,
     data: Annotated[str | None, flag("A named data set instead.", "", "NAME")] = None,
     captions: CaptionsFlag = None,

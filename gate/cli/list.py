@@ -1,4 +1,4 @@
-"""`gate list techniques|probes|metrics|layers|backbones|data`: what there is to choose from."""
+"""`gate list techniques|probes|metrics|tasks|layers|backbones|data`: what there is to choose from."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Listing(str, Enum):
     techniques = "techniques"
     probes = "probes"
     metrics = "metrics"
+    tasks = "tasks"
     layers = "layers"
     backbones = "backbones"
     data = "data"
@@ -160,6 +161,12 @@ def _metrics(backbone: str) -> tuple[Rows, Columns]:
     }
 
 
+def _tasks(backbone: str) -> tuple[Rows, Columns]:
+    from gate.cli.task import listed
+
+    return listed()
+
+
 def _layers(backbone: str) -> tuple[Rows, Columns]:
     from gate.backbones.aliases import PRESETS, peer_name, presets
     from gate.backbones.load import layers_of
@@ -257,6 +264,7 @@ _SOURCES: dict[Listing, Callable[[str], tuple[Rows, Columns]]] = {
     Listing.techniques: _techniques,
     Listing.probes: _probes,
     Listing.metrics: _metrics,
+    Listing.tasks: _tasks,
     Listing.layers: _layers,
     Listing.backbones: _backbones,
     Listing.data: _data,

@@ -61,3 +61,27 @@ def degrade(image: Image, number: int) -> Image:
     noise = np.random.default_rng([7, number]).normal(0, 12, image.shape)
     made: Image = np.clip(np.round(blurred + noise), 0, 255).astype(np.uint8)
     return made
+
+
+def clutter(image: Image, behind: NDArray[np.bool_], number: int) -> Image:
+    """Two dozen discs and bars of any colour behind the objects, a function of `number`.
+
+    image: (h, w, 3) uint8; behind: (h, w), where no object is. The shapes are half transparent and of the size of
+    small objects, so that neither colour nor edges alone give an object away.
+    """
+    rng = np.random.default_rng([11, number])
+    h, w = behind.shape
+    y, x = (np.mgrid[:h, :w] + 0.5) / h
+    made = image.astype(np.float64)
+    for _ in range(24):
+        across, down, angle = rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0, np.pi)
+        long, short = rng.uniform(0.08, 0.25), rng.uniform(0.03, 0.1)
+        u = (x - across) * np.cos(angle) + (y - down) * np.sin(angle)
+        v = (y - down) * np.cos(angle) - (x - across) * np.sin(angle)
+        disc = rng.random() < 0.5
+        inside = np.hypot(u / long, v / short) < 1 if disc else (np.abs(u) < long) & (np.abs(v) < short)
+        colour = rng.uniform(0, 255, 3)
+        where = inside & behind
+        made[where] = 0.4 * made[where] + 0.6 * colour
+    result: Image = np.round(made).astype(np.uint8)
+    return result

@@ -29,12 +29,16 @@ FROM_RUN = (
 )  # a run's fitted state is good for its own alone
 
 
+FROM_HEAD = ("run", "top", "techniques", "layers", "timestep", "seed")
+
+
 class ExtractConfig(BaseModel):
     """Settings of one extraction. Every field is a flag of `gate extract`.
 
     run: a finished screening, which says technique, layers, timestep and backbone; what is given beside it wins. top:
     its first winners, the best one where neither `top` nor `techniques` is given. per_shard: images, auto by size.
-    cache: whether latents are kept for the next extraction.
+    cache: whether latents are kept for the next extraction. head: a file of `gate task
+    --amalgamate`, which says techniques, layers, timesteps and seed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -42,6 +46,7 @@ class ExtractConfig(BaseModel):
     run: str | None = None
     top: int | None = Field(None, ge=1)
     techniques: tuple[str, ...] = ()
+    head: str | None = None
     images: str | None = None
     data: str | None = None
     captions: str | None = None
@@ -94,6 +99,10 @@ class ExtractConfig(BaseModel):
             raise ValueError("give images or data, not both")
         if self.top and self.techniques:
             raise ValueError("give top or technique, not both")
+        if self.head is not None:
+            given = [name for name in FROM_HEAD if getattr(self, name)]
+            if given:
+                raise ValueError(f"{given[0]} is what the head says; leave it out, or leave head out")
         if self.run is None:
             if self.top:
                 raise ValueError("top counts the winners of a run: add --from RUN, or name a technique")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gate.errors import ConfigurationError, GateError
+from gate.extraction.head import Amalgamated
 from gate.extraction.plan import Setting
 from gate.forks import Fork, Rows
 from gate.passes import Plan, stream
@@ -53,6 +54,12 @@ def features_of(
     x0: (n, c, h, w), their latents, encoded where None. raw: before the epilogue. What lies on a GPU is shrunk there.
     """
     technique = work.techniques[name]
+    if isinstance(technique, Amalgamated):
+
+        def shrink(mixed: Features) -> Features:
+            return mixed if raw else work.epilogue.apply(mixed, work.states.get(name, {}), work.maps)
+
+        return technique.features(work.backbone, samples, batch, x0, work.seed, shrink)
     plan = Plan(
         work.backbone,
         technique,

@@ -23,6 +23,7 @@ from gate.extraction.cache_folder import default_folder
 from gate.extraction.config import ExtractConfig, command_of
 from gate.extraction.engine import Work
 from gate.extraction.epilogue import Epilogue
+from gate.extraction.head import NAME, Amalgamated, Saved, open_head
 from gate.extraction.images import open_images
 from gate.extraction.latents import LatentCache
 from gate.extraction.layouts import make_layout
@@ -132,6 +133,7 @@ def prepare(config: ExtractConfig, log: Log = lambda _: None) -> Asked:
         projection=config.projection,
         dtype=config.save_dtype,
     )
+    saved = open_head(Path(config.head).expanduser()) if config.head else None
     source = _source(config)
     names = list(source.techniques) if source else _names(config.techniques)
     ran: dict[str, Any] = dict(read_run(source.path)["config"]) if source else {}
@@ -141,7 +143,7 @@ def prepare(config: ExtractConfig, log: Log = lambda _: None) -> Asked:
     else:
         find_data(data)
     log(f"loading {source.backbone['name'] if source else config.backbone or 'tiny'}")
-    backbone = _backbone(config, source)
+    backbone = _backbone(config, source, saved)
     if source:
         source.check(backbone)
     layers = resolve_layers(config.layers or (source.layers if source else LAYERS), backbone.layer_paths)
@@ -153,6 +155,9 @@ def prepare(config: ExtractConfig, log: Log = lambda _: None) -> Asked:
     )
     for timestep in timesteps.values():
         backbone.schedule.check(timestep)
+    if saved:
+        layers, names = (*saved.layers, *saved.unweighted), [NAME]
+        timesteps = {NAME: saved.sources[0].timestep}
     images: Images
     if folder:
         images = open_images(
@@ -163,8 +168,13 @@ def prepare(config: ExtractConfig, log: Log = lambda _: None) -> Asked:
         images = NamedImages(load_data(data, n=n, size=backbone.image_size, seed=ran.get("seed", 0)))
     classes = source.classes if source else ()
     first = _first(images, classes)
-    techniques = {name: _technique(name, source, backbone, first) for name in names}
-    maps = frozenset(layer for layer in layers if is_map(backbone.layer_paths[layer]))
+    techniques: dict[str, Technique]
+    if saved:
+        techniques = {NAME: Amalgamated.opened(saved, backbone, first)}
+        config = config.model_copy(update={"seed": saved.seed})
+    else:
+        techniques = {name: _technique(name, source, backbone, first) for name in names}
+    maps = frozenset(layer for layer in layers if not saved and is_map(backbone.layer_paths[layer]))
     seed = config.seed if config.seed is not None else (source.seed if source else 0)
     work = Work(backbone, techniques, layers, timesteps, seed, epilogue, maps)
     where = default_folder()
@@ -193,12 +203,12 @@ def _place(config: ExtractConfig, ran: dict[str, Any]) -> tuple[str, str]:
     return ran.get("images") or "", ran.get("data") or DEFAULT
 
 
-def _backbone(config: ExtractConfig, source: Source | None) -> Backbone:
+def _backbone(config: ExtractConfig, source: Source | None, saved: Saved | None) -> Backbone:
     given: dict[str, Any] = {
-        "name": config.backbone or "tiny",
+        "name": config.backbone or (saved.backbone if saved else "tiny"),
         "revision": config.revision,
         "pipeline": config.pipeline,
-        "image_size": config.image_size,
+        "image_size": config.image_size or (saved.image_size if saved else None),
         "dtype": "auto",
         "device": config.device,
         "offload": config.offload,

@@ -15,7 +15,7 @@ import numpy as np
 
 from gate.errors import IncomparableError, NonFiniteError, UsageError
 from gate.measure import Measure, share_removed
-from gate.ranking.entry import Evidence, Weights
+from gate.ranking.entry import Evidence, Rule, Weights
 from gate.ranking.statistics import Floats
 
 _BATCH_ELEMENTS = 2**22  # 32 MiB of float64 per temporary
@@ -36,7 +36,8 @@ class Quantity:
 class Comparison:
     """The arrays of all techniques beside vanilla's, and every reported quantity as a function of resamples.
 
-    coefficients: what each measure contributes to the score; they add up to 1.
+    shown: the measures of suppression and of probe gain. coefficients: what each measure contributes to the score,
+    those of a rule, or, by weights, of what is shown.
     uninformative: measures on which vanilla makes no error at all; they cannot show an improvement.
     undefined: (technique, measure) that are uninformative and on which the technique does make errors.
     """
@@ -46,7 +47,7 @@ class Comparison:
         vanilla: Evidence,
         techniques: Mapping[str, Evidence],
         measures: Mapping[str, Measure],
-        weights: Weights,
+        weights: Weights | Rule,
         score_metrics: Sequence[str],
         score_probes: Sequence[str],
     ) -> None:
@@ -65,7 +66,15 @@ class Comparison:
             raise IncomparableError("Nothing to rank by: there are no samples.")
         self.batch = max(1, _BATCH_ELEMENTS // max(self.n, *(c[0].size for c in self.vanilla.values())))
         self.uninformative = tuple(m for m in self.measures if not _has_error(m, self.vanilla[m]))
-        self.coefficients = self._coefficients(weights, score_metrics, score_probes)
+        usable = [m for m in self.measures if m not in self.uninformative]
+        self.shown = {
+            "shift": [m for m in usable if m.kind == "shift" and m.name in score_metrics],
+            "probe": [m for m in usable if m.kind == "probe" and m.name in score_probes],
+        }
+        if isinstance(weights, Rule):
+            self.coefficients = self._ruled(weights, usable)
+        else:
+            self.coefficients = self._weighted(weights, [*score_metrics, *score_probes])
         self.techniques = {name: self._columns(name, vanilla, techniques[name]) for name in self.names}
         self.refits = {
             (name, m): np.asarray(evidence.refits[m.name], dtype=np.float64)
@@ -80,26 +89,34 @@ class Comparison:
             if m in columns and _has_error(m, columns[m])
         }
 
-    def _coefficients(
-        self, weights: Weights, score_metrics: Sequence[str], score_probes: Sequence[str]
-    ) -> dict[Quantity, float]:
-        usable = [m for m in self.measures if m not in self.uninformative]
-        shifts = [m for m in usable if m.kind == "shift" and m.name in score_metrics]
-        probes = [m for m in usable if m.kind == "probe" and m.name in score_probes]
-        parts = [(w, p) for w, p in ((weights.suppression, shifts), (weights.probe, probes)) if p]
+    @staticmethod
+    def _ruled(rule: Rule, usable: Sequence[Quantity]) -> dict[Quantity, float]:
+        found = {m: rule.coefficients[m.name] for m in usable if m.name in rule.coefficients}
+        lacking = sorted(set(rule.coefficients) - {m.name for m in found})
+        if lacking:
+            raise IncomparableError(
+                f"Nothing to predict by: the rule needs {', '.join(lacking)}, and vanilla was not measured on it, or "
+                "has no error there."
+            )
+        return found
+
+    def _weighted(self, weights: Weights, names: Sequence[str]) -> dict[Quantity, float]:
+        pairs = ((weights.suppression, self.shown["shift"]), (weights.probe, self.shown["probe"]))
+        parts = [(w, p) for w, p in pairs if p]
         if not parts:
             raise IncomparableError(
                 "Nothing to rank by: vanilla was measured on none of "
-                f"{', '.join([*score_metrics, *score_probes]) or 'the metrics'}, or has no error on any."
+                f"{', '.join(names) or 'the metrics'}, or has no error on any."
             )
         parts = [(w, p) for w, p in parts if w > 0] or [(1.0, p) for _, p in parts]
+        self.shown = {kind: p if any(p is q for _, q in parts) else [] for kind, p in self.shown.items()}
         total = sum(w for w, _ in parts)
         return {measure: w / total / len(part) for w, part in parts for measure in part}
 
     def _columns(self, name: str, vanilla: Evidence, evidence: Evidence) -> dict[Quantity, Floats]:
         columns = {}
         for measure in self.measures:
-            needed = measure in self.coefficients
+            needed = measure in self.coefficients or measure in self.shown[measure.kind]
             values = _require(evidence, measure, name) if needed else evidence.get(measure.kind, measure.name)
             if values is None:
                 continue
@@ -136,10 +153,9 @@ class Comparison:
             }
             rows = out[i * self.block : (i + 1) * self.block]
             rows[0] = self._score(shares)
-            for row, kind in ((1, "shift"), (2, "probe")):
-                part = [shares[m] for m in self.coefficients if m.kind == kind]
+            for row, part in enumerate(self.shown.values(), start=1):
                 if part:
-                    rows[row] = np.mean(part, axis=0)
+                    rows[row] = np.mean([shares[m] for m in part], axis=0)
             for row, measure in enumerate(self.measures, start=3):
                 if measure in shares and (name, measure) not in self.undefined:
                     rows[row] = shares[measure]

@@ -50,6 +50,27 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """How shares become a prediction: of the error that a head trained in full makes, the share that will be gone.
+
+    name: what it needs beside images: "masks", "labels" or "" for neither. coefficients: of each metric ("cosine@own")
+    or probe, in the prediction, a plain sum without constant, so vanilla is predicted 0. floor, slope: the truth strays
+    from a prediction s by sqrt(floor^2 + (slope s)^2) (a standard deviation), over tasks, domains and seeds of
+    training, beside what the sample of images adds; pair_floor, pair_slope: the same of the difference of two
+    techniques. n: the number of images that it is for. source: what it was fitted on.
+    """
+
+    name: str
+    coefficients: Mapping[str, float]
+    floor: float
+    slope: float
+    pair_floor: float
+    pair_slope: float
+    n: int
+    source: str = ""
+
+
+@dataclass(frozen=True)
 class Entry:
     """One technique's place. All intervals are shares of vanilla's error removed, higher is better.
 
@@ -60,7 +81,8 @@ class Entry:
     test, adjusted over all techniques. verdict: "better" or "worse" than vanilla where p_holm is at most
     1 - confidence. So an interval that excludes 0 without a verdict has p <= 0.05 < p_holm: among so many techniques
     one such is to be expected by chance.
-    mean_suppression, mean_error_removed: the two terms of the score; None where the score does not use them.
+    score: its interval is one of prediction where a fitted rule scored (`Ranking.rule`).
+    mean_suppression, mean_error_removed: of the metrics and probes that a reader is shown; None where there are none.
     """
 
     name: str
@@ -86,7 +108,8 @@ class Entry:
 class Ranking:
     """Techniques by score, best first, and what the score was made of.
 
-    score_metrics, score_probes: those that the score really used (measured, and with an error to remove).
+    rule: what scored; None where nothing fitted could, and weights did. score_metrics, score_probes: those that are
+    shown as suppression and probe gain, and, without a rule, scored (measured, and with an error to remove).
     n: samples. confidence: of every interval; 1 - confidence is the level of p_holm. notes: plain sentences.
     """
 
@@ -98,3 +121,4 @@ class Ranking:
     n: int
     confidence: float
     notes: tuple[str, ...]
+    rule: Rule | None = None

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
 from gate.measure import Measure
 from gate.ranking.comparison import Comparison
-from gate.ranking.entry import Basis, Entry, Evidence, Ranking, Verdict, Weights
+from gate.ranking.entry import Basis, Entry, Evidence, Ranking, Rule, Verdict, Weights
 from gate.ranking.notes import basis_notes, disagreements, scale_notes
 from gate.ranking.statistics import Studentised, holm, letters, places, studentise
 
@@ -27,7 +26,7 @@ def rank(
     techniques: Mapping[str, Evidence],
     *,
     measures: Mapping[str, Measure],
-    weights: Weights = EVEN,
+    weights: Weights | Rule = EVEN,
     score_metrics: Sequence[str],
     score_probes: Sequence[str] = (),
     seed: int,
@@ -36,12 +35,12 @@ def rank(
     feature_scale: Mapping[str, float] | None = None,
     scale_sensitive: Collection[str] = (),
 ) -> Ranking:
-    """Rank techniques by GATE score: weighted mean of suppression and of error removed, paired with vanilla.
+    """Rank techniques by GATE score: a fitted rule's prediction, or a weighted mean of suppression and error removed.
 
     measures: metrics and probes by name, which say how their numbers are read; a shift without one is a number whose
-    best is 0. score_metrics, score_probes: what the score
-    averages; those that vanilla lacks are left out (`Ranking` says which were used). Everything measured is
-    reported.
+    best is 0. weights: a rule predicts what a trained head would gain, and its intervals, p and ties are those of the
+    prediction; weights average. score_metrics, score_probes: what is shown as suppression and probe gain, and averaged
+    by weights; those that vanilla lacks are left out (`Ranking` says which were used). Everything measured is reported.
     feature_scale: technique -> RMS feature norm over vanilla's; scale_sensitive: the shift metrics that follow
     it, to warn where they can be fooled.
     Raises IncomparableError where samples or cells differ, NonFiniteError where vanilla holds NaN or
@@ -54,16 +53,52 @@ def rank(
     found = studentise(
         comparison.quantities, comparison.n, resamples=resamples, seed=seed, batch=comparison.batch
     )
+    rule = weights if isinstance(weights, Rule) else None
+    if rule:
+        found = _predicted(comparison, found, rule, seed)
     entries = _entries(comparison, found, confidence)
-    kinds: tuple[Literal["shift", "probe"], ...] = ("shift", "probe")
-    metrics, probes = (tuple(m.name for m in comparison.coefficients if m.kind == kind) for kind in kinds)
-    basis: Basis = "shift only" if not probes else "shift and probes" if metrics else "probes only"
+    metrics, probes = (tuple(m.name for m in part) for part in comparison.shown.values())
+    kinds = {m.kind for m in comparison.coefficients}
+    basis: Basis = (
+        "shift only" if kinds == {"shift"} else "probes only" if kinds == {"probe"} else "shift and probes"
+    )
     uninformative = [m.name for m in comparison.uninformative if m.name in (*score_metrics, *score_probes)]
-    suspects = [name for name in scale_sensitive if name in metrics]
+    counted = [m.name for m in comparison.coefficients]
+    suspects = [name for name in scale_sensitive if name in counted]
     scale = {name: ratio for name, ratio in (feature_scale or {}).items() if name in techniques}
     notes = basis_notes(basis, uninformative, entries) + scale_notes(suspects, scale)
     notes += disagreements(entries, (*metrics, *probes))
-    return Ranking(entries, basis, weights, metrics, probes, comparison.n, confidence, tuple(notes))
+    even = EVEN if isinstance(weights, Rule) else weights
+    return Ranking(entries, basis, even, metrics, probes, comparison.n, confidence, tuple(notes), rule)
+
+
+def _predicted(comparison: Comparison, found: Studentised, rule: Rule, seed: int) -> Studentised:
+    """Scores and their differences with what a trained head strays from a prediction, beside the sample of images.
+
+    The two are independent: squared errors add up, and |t*| is that of a sample's deviation, of either sign, plus a
+    normal one. Where nothing differs from vanilla, nothing will.
+    """
+    error, resampled, last = (
+        found.error.copy(),
+        found.resampled.copy(),
+        len(comparison.names) * comparison.block,
+    )
+    rng = np.random.default_rng([seed, 1])
+    for part, floor, slope in (
+        (slice(0, last, comparison.block), rule.floor, rule.slope),
+        (slice(last, None), rule.pair_floor, rule.pair_slope),
+    ):
+        value, own, deviation = found.value[part], found.error[part], found.resampled[part]
+        same = (value == 0) & (own == 0)
+        strays = np.where(same, 0, np.hypot(floor, slope * value))
+        error[part] = total = np.hypot(own, strays)
+        signed = deviation * rng.choice([-1.0, 1.0], deviation.shape)
+        moved = own[:, None] * signed + strays[:, None] * rng.standard_normal(deviation.shape)
+        resampled[part] = np.where(
+            same[:, None], deviation, np.abs(moved) / np.where(same, 1, total)[:, None]
+        )
+    resampled[np.isnan(resampled)] = np.inf
+    return replace(found, error=error, resampled=resampled)
 
 
 def winners(ranking: Ranking, top: int = 3, *, controls: Collection[str] = ()) -> tuple[str, ...]:
@@ -91,7 +126,6 @@ def _entries(comparison: Comparison, found: Studentised, confidence: float) -> t
     ranked = [i for i in order if i in numbers]
     letter = dict(zip(ranked, letters(differ[np.ix_(ranked, ranked)]), strict=True))
     rank_of = dict(zip(order, places([printed(blocks[i][0].value) for i in order]), strict=True))
-    kinds = {m.kind for m in comparison.coefficients}
     entries = []
     for i in order:
         score, shift, probe, *each = blocks[i]
@@ -107,8 +141,8 @@ def _entries(comparison: Comparison, found: Studentised, confidence: float) -> t
                 verdict=_verdict(score.value, float(adjusted[i]), alpha),
                 tied_with=tuple(names[j] for j in ranked if i in numbers and j != i and not differ[i, j]),
                 letters=letter.get(i, ""),
-                mean_suppression=shift if "shift" in kinds else None,
-                mean_error_removed=probe if "probe" in kinds else None,
+                mean_suppression=shift if comparison.shown["shift"] else None,
+                mean_error_removed=probe if comparison.shown["probe"] else None,
                 suppression={m.name: v for m, v in values if m.kind == "shift"},
                 probes={m.name: v for m, v in values if m.kind == "probe"},
             )

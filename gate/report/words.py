@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gate.runs.schema import Results, Row, Skipped
+    from gate.runs.schema import Results, Row, Rule, Skipped
 
 CONTROL, LEAK, DEGENERATE, TRUTH, SIGNIFICANT = "†", "‡", "§", "¶", "*"
 MAX_NOTES = 5  # what a reader takes in; results.json has them all
@@ -32,7 +32,7 @@ def legend(results: Results) -> list[str]:
         "Figures are the share of vanilla's error that is gone, in %: higher is better, vanilla = 0, "
         f"[{percent} % interval over {results.data.n} samples, paired with vanilla]. "
         "calls, ms: denoiser calls and milliseconds of a pass, which is one image at one timestep and noise; vanilla "
-        "calls once.",
+        "calls once. a call: GATE % over calls.",
         _recipe(results),
     ]
     if any(m.endswith("@own") for m in results.score.metrics):
@@ -134,6 +134,8 @@ def level(results: Results) -> int:
 def _recipe(results: Results) -> str:
     score = results.score
     metrics, probes = ", ".join(score.metrics), ", ".join(score.probes)
+    if score.rule:
+        return _prediction(score.rule, results)
     if not probes:
         why = "see the notes" if results.vanilla.probes else "no labels or masks"
         return f"GATE score = suppression, the mean over {metrics}; no probe counts ({why})."
@@ -144,6 +146,18 @@ def _recipe(results: Results) -> str:
         f"GATE score = {w['suppression']:g} x suppression (mean over {metrics}) "
         f"+ {w['probe']:g} x probe gain ({probes}: a small model that reads labels or masks off the features; "
         f"gate describe {score.probes[0]})."
+    )
+
+
+def _prediction(rule: Rule, results: Results) -> str:
+    """What is predicted, from what, and what the interval speaks of."""
+    made = " + ".join(f"{c:.2g} x {m}" for m, c in rule.coefficients.items())
+    basis = {"masks": "masks", "labels": "labels", "": "images alone, without masks or labels"}[rule.name]
+    elsewhere = "" if results.config["backbone"] == "tiny" else "; fitted on tiny, so elsewhere it is a guess"
+    return (
+        f"GATE score: the predicted share of a fully trained head's error that will be gone, from {basis} "
+        f"({made}, n = {rule.n}{elsewhere}; docs/study.md). Its interval is one of prediction: over tasks, domains and "
+        "images."
     )
 
 

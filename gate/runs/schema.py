@@ -126,12 +126,26 @@ class Data(Part):
     skipped: list[tuple[str, str]]
 
 
+class Rule(Part):
+    """The fitted rule that predicted: coefficients of shares, how far the truth strays (`gate.ranking.entry.Rule`)."""
+
+    name: str
+    coefficients: dict[str, float]
+    floor: float
+    slope: float
+    pair_floor: float
+    pair_slope: float
+    n: int
+    source: str = ""
+
+
 class Score(Part):
-    """What the score is made of."""
+    """What the score is made of. A rule predicts; without one, weights average suppression and probe gain."""
 
     metrics: list[str]
     probes: list[str]
     weights: dict[str, float]
+    rule: Rule | None = None
     confidence: float = 0.95
 
 

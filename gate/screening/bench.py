@@ -130,10 +130,12 @@ def open_bench(
     scratch: Path | None = None,
     log: Log = lambda _: None,
     paced: Paced = lambda *_: None,
+    lenient: bool = False,
 ) -> Bench:
     """The bench of a configuration, and of nothing else: whoever has the configuration can make the same one.
 
-    Noise levels become timesteps of the schedule. Raises UsageError, ConfigurationError, MissingWeightsError.
+    lenient: probes that the samples have no truth for are left out, though they were named. Noise levels become
+    timesteps of the schedule. Raises UsageError, ConfigurationError, MissingWeightsError.
     """
     backbone = load_backbone(
         config.backbone,
@@ -154,10 +156,12 @@ def open_bench(
     metrics = [
         m
         for m in select_plugins("metric", config.metrics)
-        if _served(m, backbone, samples, config.metrics, log)
+        if _served(m, backbone, samples, _unnamed(config.metrics), log)
     ]
     probes = [
-        p for p in select_plugins("probe", config.probes) if _served(p, backbone, samples, config.probes, log)
+        p
+        for p in select_plugins("probe", config.probes)
+        if _served(p, backbone, samples, lenient or _unnamed(config.probes), log)
     ]
     return prepare(backbone, samples, config, metrics, probes, scratch=scratch, log=log, paced=paced)
 
@@ -211,6 +215,10 @@ def prepare(
     )
 
 
+def _unnamed(asked: tuple[str, ...]) -> bool:
+    return asked in (("all",), ("standard",))
+
+
 def _reference(plan: Plan, scratch: Path | None, paced: Paced) -> Reference:
     """Every clean pass of the plain backbone, onto shelves. The second batch tells the pace: the first one warms up."""
     n = len(plan.samples)
@@ -231,9 +239,7 @@ def _reference(plan: Plan, scratch: Path | None, paced: Paced) -> Reference:
     return reference
 
 
-def _served(
-    measure: Metric | Probe, backbone: Backbone, samples: SampleSet, asked: tuple[str, ...], log: Log
-) -> bool:
+def _served(measure: Metric | Probe, backbone: Backbone, samples: SampleSet, lenient: bool, log: Log) -> bool:
     """Whether samples and backbone have what it reads; what is named is refused, of `standard` and `all` left out."""
     kind, needs, reason = (
         ("metric", measure.needs, "")
@@ -242,7 +248,7 @@ def _served(
     )
     present = {"labels": samples.has_labels, "masks": samples.has_masks}
     missing = [what for what, there in present.items() if what in needs and not there]
-    named = asked not in (("all",), ("standard",))
+    named = not lenient
     if missing and named:
         raise ConfigurationError(
             f"The {kind} {measure.name} needs {missing[0]}, and {samples.name} has none; add them."

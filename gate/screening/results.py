@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from gate.screening.config import SCORE_METRICS
 from gate.screening.doubts import Doubt, counting, doubt, doubt_notes
 from gate.screening.measured import SOME, TABLES, Measured
 from gate.screening.pictures import PCA_SAMPLES, pca_image, pca_layer
-from gate.screening.remarks import notes, score_probes, steps, unconfirmed
+from gate.screening.remarks import notes, scoring, steps, unconfirmed
 from gate.version import __version__
 
 WEIGHTS = Weights(suppression=0.5, probe=0.5)
@@ -42,14 +43,14 @@ def assemble(
     evidence = counting(evidence, doubts)
     controls = {n: t.control_of for n, t in techniques.items() if t.negative_control}
     scaled = [m.name for m in bench.comparing("feature") if not m.scale_invariant]
-    scored, silent = score_probes(bench, evidence)
+    rule, shown, silent = scoring(bench, evidence)
     ranking = rank(
         evidence[VANILLA],
         {n: evidence[n] for n in names},
         measures=bench.measures,
-        weights=WEIGHTS,
+        weights=rule or WEIGHTS,
         score_metrics=SCORE_METRICS,
-        score_probes=scored,
+        score_probes=shown,
         seed=bench.config.seed,
         resamples=bench.config.resamples,
         feature_scale={n: _scale(measured[n], measured[VANILLA]) for n in names},
@@ -71,7 +72,10 @@ def assemble(
         "score": {
             "metrics": ranking.score_metrics,
             "probes": ranking.score_probes,
-            "weights": {"suppression": ranking.weights.suppression, "probe": ranking.weights.probe},
+            "weights": {}
+            if rule
+            else {"suppression": ranking.weights.suppression, "probe": ranking.weights.probe},
+            "rule": dataclasses.asdict(rule) if rule else None,
             "confidence": ranking.confidence,
         },
         "ranking": rows,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gate.tiny.backgrounds import pick_background
-from gate.tiny.scenes import CLASSES, Array, Placement, Split, draw, owners, sprite_to_scene, sprites
+from gate.tiny.scenes import CLASSES, Array, Placement, Scene, Split, draw, owners, sprite_to_scene, sprites
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,75 @@ def render_pair(
     points_a, points_b = _correspond(place_a, place_b, mask_a > 0, mask_b > 0)
     caption = f"a photo of {sprite.phrase}"
     return ScenePair(image_a, image_b, points_a, points_b, mask_a, mask_b, place_a, place_b, caption, label)
+
+
+@dataclass(frozen=True)
+class ScenesPair:
+    """Two scenes of a series that show one object. first, second: their places in the series. points_a, points_b:
+    (m, 2) float32, (x, y) in pixels, the same points of the object in each. box: (4,) float32, x0, y0, x1, y1 of what
+    shows of the object in the second, in pixels. sprite: its number on the sheet."""
+
+    first: int
+    second: int
+    points_a: Array
+    points_b: Array
+    box: Array
+    sprite: int
+
+
+def pairs_within(
+    scenes: Sequence[Scene], n: int, *, seed: int = 0, points: int = 16, least: int = 6
+) -> list[ScenesPair]:
+    """Up to n pairs of scenes that show the same object, drawn by `seed`, every object as often as can be.
+
+    points: as many correspondences are drawn of a pair's; one with fewer than `least` of them is left out. A pair of
+    scenes occurs once.
+    """
+    rng = np.random.default_rng([seed, len(scenes), 3])
+    shown: dict[int, list[tuple[int, int]]] = {}
+    for number, scene in enumerate(scenes):
+        for k, placement in enumerate(scene.objects):
+            shown.setdefault(placement.sprite.cell, []).append((number, k))
+    waiting = {}
+    for cell, places in sorted(shown.items()):
+        every = [(a, b) for i, a in enumerate(places) for b in places[i + 1 :]]
+        waiting[cell] = [every[i] for i in rng.permutation(len(every))]
+    found: list[ScenesPair] = []
+    used: set[tuple[int, int]] = set()
+    while waiting and len(found) < n:
+        for cell in list(waiting):
+            pair = _next_pair(scenes, waiting[cell], used, rng, points, least) if len(found) < n else None
+            if pair is None:
+                del waiting[cell]
+            else:
+                found.append(pair)
+    return found
+
+
+def _next_pair(
+    scenes: Sequence[Scene],
+    waiting: list[tuple[tuple[int, int], tuple[int, int]]],
+    used: set[tuple[int, int]],
+    rng: np.random.Generator,
+    points: int,
+    least: int,
+) -> ScenesPair | None:
+    """The next of one object's that has enough points in common; None where there is none left."""
+    while waiting:
+        (first, i), (second, j) = waiting.pop()
+        if (first, second) in used:
+            continue
+        a, b = scenes[first], scenes[second]
+        seen = b.owner == j + 1
+        points_a, points_b = _correspond(a.objects[i], b.objects[j], a.owner == i + 1, seen)
+        if len(points_a) < least:
+            continue
+        used.add((first, second))
+        chosen = np.sort(rng.permutation(len(points_a))[:points])
+        rows, columns = np.nonzero(seen)
+        box = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], np.float32)
+        return ScenesPair(first, second, points_a[chosen], points_b[chosen], box, a.objects[i].sprite.cell)
+    return None
 
 
 def _correspond(a: Placement, b: Placement, visible_a: Array, visible_b: Array) -> tuple[Array, Array]:

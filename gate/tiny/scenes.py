@@ -59,7 +59,7 @@ class Placement:
 class Scene:
     """image: (h, w, 3) uint8; mask: (h, w) uint8, 0 = background, k = CLASSES[k - 1]; label: index into
     CLASSES of the largest visible object (0-based, so its mask value is label + 1); objects: back to
-    front."""
+    front; owner: (h, w) int64, 0 = background, k = objects[k - 1]; largest: the index of the object that shows most."""
 
     image: Array
     caption: str
@@ -69,6 +69,8 @@ class Scene:
     background: Background
     seed: int
     index: int
+    owner: Array
+    largest: int
 
     @property
     def class_name(self) -> str:
@@ -115,23 +117,32 @@ def _article(noun: str) -> str:
 
 
 def render(
-    seed: int, index: int, *, objects: Split = "trained", size: int = 64, count: int | None = None
+    seed: int,
+    index: int,
+    *,
+    objects: Split = "trained",
+    size: int = 64,
+    count: int | None = None,
+    groups: tuple[str, ...] = (),
 ) -> Scene:
     """The scene number `index` of the series `seed`.
 
     objects: which side of the split to draw from. count: number of objects, 1 to 3; None draws it (1: half of
-    the scenes, 2: 30 %, 3: 20 %). size: side in pixels, the same scene at every size."""
+    the scenes, 2: 30 %, 3: 20 %). size: side in pixels, the same scene at every size. groups: of these classes alone,
+    () for all."""
     rng = np.random.default_rng([seed, index])
     drawn = int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2]))
-    placements = _place(rng, sprites(objects), count or drawn)
+    pool = tuple(s for s in sprites(objects) if not groups or s.group in groups)
+    placements = _place(rng, pool, count or drawn)
     background = pick_background(rng)
     image, coverage = draw(placements, background, size)
     owner = owners(coverage)
-    groups = np.array([0] + [CLASSES.index(p.sprite.group) + 1 for p in placements], dtype=np.uint8)
+    values = np.array([0] + [CLASSES.index(p.sprite.group) + 1 for p in placements], dtype=np.uint8)
     areas = [int((owner == k + 1).sum()) for k in range(len(placements))]
-    label = CLASSES.index(placements[int(np.argmax(areas))].sprite.group)
+    largest = int(np.argmax(areas))
+    label = CLASSES.index(placements[largest].sprite.group)
     caption = write_caption(placements, background, rng)
-    return Scene(image, caption, label, groups[owner], placements, background, seed, index)
+    return Scene(image, caption, label, values[owner], placements, background, seed, index, owner, largest)
 
 
 def render_of(sprite: SpriteInfo, seed: int, index: int, *, size: int = 64) -> Scene:
@@ -140,11 +151,10 @@ def render_of(sprite: SpriteInfo, seed: int, index: int, *, size: int = 64) -> S
     placements = _place(rng, (sprite,), 1)
     background = pick_background(rng)
     image, coverage = draw(placements, background, size)
-    label = CLASSES.index(sprite.group)
-    mask = (owners(coverage) * (label + 1)).astype(np.uint8)
-    return Scene(
-        image, write_caption(placements, background, rng), label, mask, placements, background, seed, index
-    )
+    label, owner = CLASSES.index(sprite.group), owners(coverage)
+    mask = (owner * (label + 1)).astype(np.uint8)
+    caption = write_caption(placements, background, rng)
+    return Scene(image, caption, label, mask, placements, background, seed, index, owner, 0)
 
 
 def sprite_to_scene(placement: Placement, size: int) -> Array:

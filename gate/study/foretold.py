@@ -1,0 +1,272 @@
+"""How well a rule foretells what training would say, on tasks and domains that it was not fitted on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gate.errors import ConfigurationError
+from gate.study import agreement
+from gate.study.tables import Board, Case
+
+Array = npt.NDArray[Any]
+RuleFunction = Callable[
+    [Mapping[str, float]], float
+]  # quantities of a technique -> share of the error removed
+SLOPES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+TINIEST = 1e-4  # floor of an interval: a ten-thousandth of the head's error
+
+
+@dataclass(frozen=True)
+class Example:
+    """One technique in one draw: what was measured, and what training said. share: of the head's error removed."""
+
+    domain: str
+    family: str
+    timestep: int
+    task: str
+    technique: str
+    leak: bool
+    draw: int
+    quantities: Mapping[str, float]
+    share: float
+
+
+def examples_of(board: Board, n: int) -> list[Example]:
+    """Every (place, task, technique, draw of n images)."""
+    found = []
+    for case in board.cases:
+        draws = [i for i, size in enumerate(board.sizes) if size == n]
+        for j, technique in enumerate(case.place.techniques):
+            for d, i in enumerate(draws):
+                values = dict(zip(board.quantities, case.values[:, i, j].tolist(), strict=True))
+                found.append(
+                    Example(
+                        case.place.domain,
+                        case.place.family,
+                        case.place.timestep,
+                        case.task,
+                        technique,
+                        bool(case.leaks[j]),
+                        d,
+                        values,
+                        float(case.truth.share[j]),
+                    )
+                )
+    return found
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The truth strays from a prediction s by sqrt(floor^2 + (slope s)^2), a standard deviation in the sense that `z`
+    of them hold the truth as often as asked. It includes what the draw of images adds."""
+
+    floor: float
+    slope: float
+    z: float
+
+    def half_width(self, predicted: Array) -> Array:
+        return np.asarray(self.z * np.sqrt(self.floor**2 + (self.slope * predicted) ** 2))
+
+
+def calibrate(predicted: Array, truth: Array, confidence: float = 0.95) -> Calibration:
+    """The narrowest floor and slope, by mean width, under which `confidence` of the truths lie inside.
+
+    predicted, truth: (m,). The floor of each slope is the smallest that holds enough of them, found exactly: of each
+    residual r, the floor that just holds it is sqrt(max((r / z)^2 - (slope s)^2, 0)).
+    """
+    from scipy.stats import norm
+
+    z = float(norm.ppf(0.5 + confidence / 2))
+    best: tuple[float, Calibration] | None = None
+    rank = min(math.ceil(confidence * len(predicted)), len(predicted)) - 1
+    for slope in SLOPES:
+        needed = np.sqrt(np.maximum(((truth - predicted) / z) ** 2 - (slope * predicted) ** 2, 0))
+        found = Calibration(max(float(np.sort(needed)[rank]), TINIEST), slope, z)
+        width = float(found.half_width(predicted).mean())
+        if best is None or width < best[0]:
+            best = width, found
+    assert best is not None
+    return best[1]
+
+
+def least_squares(names: Sequence[str]) -> Callable[[Sequence[Example]], RuleFunction]:
+    """A fit: the shares as a plain sum of some quantities, coefficients >= 0 and no constant (vanilla stays 0), by
+    least squares over the examples."""
+    from scipy.optimize import nnls
+
+    def fit(examples: Sequence[Example]) -> RuleFunction:
+        x = np.array([[e.quantities[name] for name in names] for e in examples])
+        weights, _ = nnls(x, np.array([e.share for e in examples]))
+        return lambda told: float(sum(w * told[name] for w, name in zip(weights, names, strict=True)))
+
+    return fit
+
+
+@dataclass(frozen=True)
+class RuleReport:
+    """Of what was left out. n: images of a draw; cases: (task, place) pairs.
+
+    coverage: share of truths inside their prediction intervals; by_task, by_family: the same of each left out. rmse: of
+    the share. spearman, kendall, regret (points), best_in_top3: means over cases and draws; without_leaks: Spearman
+    without techniques that see the input's own pixels. each with (value, low, high), by resampling families.
+    calibration, pairs: fitted on everything, to ship: of a technique against vanilla, of two techniques' difference.
+    """
+
+    n: int
+    cases: int
+    coverage: tuple[float, float, float]
+    by_task: Mapping[str, tuple[float, float, float]]
+    by_family: Mapping[str, float]
+    rmse: tuple[float, float, float]
+    spearman: tuple[float, float, float]
+    without_leaks: tuple[float, float, float]
+    kendall: tuple[float, float, float]
+    regret: tuple[float, float, float]
+    best_in_top3: tuple[float, float, float]
+    calibration: Calibration
+    pairs: Calibration
+
+
+def evaluate_rule(
+    board: Board,
+    *,
+    n: int,
+    rule: RuleFunction | None = None,
+    fit: Callable[[Sequence[Example]], RuleFunction] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 400,
+    seed: int = 0,
+) -> RuleReport:
+    """Leave one task and one family of domains out, together, in turn.
+
+    rule: as it is; fit: made anew from the examples of other tasks in other families. Either way the intervals are
+    calibrated on those examples alone. Raises ConfigurationError where there are not two tasks and two families.
+    """
+    if (rule is None) == (fit is None):
+        raise ValueError("give a rule, or a fit that makes one")
+    examples = examples_of(board, n)
+    folds = sorted({(e.task, e.family) for e in examples})
+    if len({t for t, _ in folds}) < 2 or len({f for _, f in folds}) < 2:
+        raise ConfigurationError(
+            "A rule is judged on tasks and domains that it was not fitted on: the study needs two of each or more."
+        )
+    told: list[
+        tuple[Example, float, bool]
+    ] = []  # with the prediction, and whether its interval holds the truth
+    for task, family in folds:
+        train = [e for e in examples if e.task != task and e.family != family]
+        made = rule or fit(train)  # type: ignore[misc]
+        bounds = calibrate(*_pairs_of(made, train), confidence)
+        for e in (e for e in examples if (e.task, e.family) == (task, family)):
+            s = made(e.quantities)
+            told.append((e, s, abs(e.share - s) <= float(bounds.half_width(np.array(s)))))
+    whole = rule or fit(examples)  # type: ignore[misc]
+    return _report(board, n, told, whole, examples, confidence, resamples, seed)
+
+
+def _pairs_of(rule: RuleFunction, examples: Sequence[Example]) -> tuple[Array, Array]:
+    return np.array([rule(e.quantities) for e in examples]), np.array([e.share for e in examples])
+
+
+def _report(
+    board: Board,
+    n: int,
+    told: Sequence[tuple[Example, float, bool]],
+    whole: RuleFunction,
+    examples: Sequence[Example],
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> RuleReport:
+    from collections import defaultdict
+
+    held: dict[tuple[str, str], list[bool]] = defaultdict(list)  # by (task, family)
+    square: dict[str, list[float]] = defaultdict(list)
+    guess: dict[tuple[str, str, int], dict[tuple[str, int], float]] = defaultdict(dict)
+    for e, s, inside in told:
+        held[e.task, e.family].append(inside)
+        square[e.family].append((e.share - s) ** 2)
+        guess[e.task, e.domain, e.timestep][e.technique, e.draw] = s
+    orders: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for case in board.cases:
+        predicted = _matrix(case, guess[case.task, case.place.domain, case.place.timestep])
+        for name, value in _orders(case, predicted).items():
+            orders[name][case.place.family].append(value)
+    families = sorted({e.family for e in examples})
+
+    def spread(by_family: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:
+        return _interval(by_family, families, resamples, seed)
+
+    inside_by_family = {f: [x for (_, g), v in held.items() if g == f for x in v] for f in families}
+    tasks = sorted({e.task for e in examples})
+    rmse = spread(square)
+    return RuleReport(
+        n=n,
+        cases=len(board.cases),
+        coverage=spread({f: [float(x) for x in v] for f, v in inside_by_family.items()}),
+        by_task={t: spread({f: [float(x) for x in held[t, f]] for f in families}) for t in tasks},
+        by_family={f: float(np.mean(v)) for f, v in inside_by_family.items()},
+        rmse=(math.sqrt(rmse[0]), math.sqrt(rmse[1]), math.sqrt(rmse[2])),
+        spearman=spread(orders["spearman"]),
+        without_leaks=spread(orders["without_leaks"]),
+        kendall=spread(orders["kendall"]),
+        regret=spread(orders["regret"]),
+        best_in_top3=spread(orders["best_in_top3"]),
+        calibration=calibrate(*_pairs_of(whole, examples), confidence),
+        pairs=calibrate(*_differences(whole, examples), confidence),
+    )
+
+
+def _matrix(case: Case, guess: Mapping[tuple[str, int], float]) -> Array:
+    """(draws, techniques)"""
+    draws = 1 + max(d for _, d in guess)
+    return np.array([[guess[name, d] for name in case.place.techniques] for d in range(draws)])
+
+
+def _orders(case: Case, predicted: Array) -> dict[str, float]:
+    truth, free = case.truth, ~case.leaks
+    found = {
+        "spearman": agreement.spearman(predicted, truth.share),
+        "kendall": agreement.kendall(predicted, truth.share),
+        "regret": agreement.top1_regret(predicted, truth.points),
+        "best_in_top3": agreement.best_in_top3(predicted, truth.share),
+    }
+    if free.sum() >= 3:
+        found["without_leaks"] = agreement.spearman(predicted[:, free], truth.share[free])
+    return {name: float(np.mean(value)) for name, value in found.items()}
+
+
+def _interval(
+    by_family: Mapping[str, Sequence[float]], families: Sequence[str], resamples: int, seed: int
+) -> tuple[float, float, float]:
+    """Mean over all values, and its 95 % interval by resampling families."""
+    sums = np.array([sum(by_family.get(f, ())) for f in families])
+    counts = np.array([len(by_family.get(f, ())) for f in families], float)
+    if counts.sum() == 0:
+        return (math.nan, math.nan, math.nan)
+    rng = np.random.default_rng([seed, len(families)])
+    drawn = rng.multinomial(len(families), np.full(len(families), 1 / len(families)), resamples)
+    total = drawn @ counts
+    means = (drawn @ sums)[total > 0] / total[total > 0]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(sums.sum() / counts.sum()), float(low), float(high)
+
+
+def _differences(rule: RuleFunction, examples: Sequence[Example]) -> tuple[Array, Array]:
+    """Predicted and true differences of all pairs of techniques in the same draw, task and place."""
+    together: dict[tuple[str, int, str, int], list[Example]] = {}
+    for e in examples:
+        together.setdefault((e.domain, e.timestep, e.task, e.draw), []).append(e)
+    predicted, truth = [], []
+    for group in together.values():
+        s, y = _pairs_of(rule, group)
+        i, j = np.triu_indices(len(s), 1)
+        predicted.append(s[i] - s[j])
+        truth.append(y[i] - y[j])
+    return np.concatenate(predicted), np.concatenate(truth)

@@ -1,0 +1,257 @@
+"""docs/study.md, written from results.json alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gate.runs.directory import one_move
+from gate.study.pictures import mean_points
+
+DEMANDS = (  # of issue and docs: what the page is held against
+    ("spearman", "all", "Spearman correlation, all techniques", ">= 0.9", 0.9, 1),
+    ("spearman", "without leaks", "Spearman correlation without leaks", ">= 0.8", 0.8, 1),
+    ("best_in_top3", "all", "True best among the screen's first three", ">= 0.95", 0.95, 1),
+    ("top1_regret", "all", "Points lost by taking the screen's first", "<= 1", 1.0, -1),
+)
+CHOSEN = (
+    "The best of many is flattered by being chosen here; the rules below are judged on tasks and domains that they "
+    "were not fitted on."
+)
+FIGURES = (
+    ("spearman", "Spearman", "+1 is best"),
+    ("kendall", "Kendall", "+1 is best"),
+    ("top1_regret", "regret of the first, points", "0 is best"),
+    ("top3_recall", "recall of the true top 3", "1 is best"),
+    ("best_in_top3", "true best in the top 3", "1 is best"),
+    ("signs_right", "settled signs right", "1 is best"),
+)
+
+
+def write_page(results: dict[str, Any], file: Path) -> None:
+    """In one move."""
+    with one_move(file) as draft:
+        draft.write_text(page_of(results), encoding="utf-8")
+
+
+def page_of(results: dict[str, Any]) -> str:
+    """The whole page, Markdown."""
+    parts = [
+        _head(results),
+        _demands(results),
+        _quantities(results, "all"),
+        _quantities(results, "without leaks"),
+        _by_size(results),
+        _by_task(results),
+        _rules(results),
+        _costs(results),
+        _truth(results),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _head(results: dict[str, Any]) -> str:
+    s = results["settings"]
+    whole = results["cells"]["done"] >= results["cells"]["of"]
+    done, of = results["cells"]["done"], results["cells"]["of"]
+    unfinished = (
+        "" if whole else f"\n**Unfinished: {done} of {of} cells are computed; figures are of these.**\n"
+    )
+    sizes = ", ".join(map(str, s["sizes"]))
+    return f"""# Does a minute foretell what training would say?
+
+Written by `gate study` from `study/results.json`; nothing here is typed by hand. Make it anew:
+
+```
+gate study --output study-run --workers 2 --page docs
+```
+{unfinished}
+{len(results["techniques"])} techniques x {len(results["tasks"])} tasks x {len(results["domains"])} domains
+({", ".join(results["domains"])}), timesteps {", ".join(map(str, results["timesteps"]))}: {results["places"]} places,
+{results["cases"]} cases (a task at a place). The backbone is `{s["backbone"]}`.
+
+- Truth: heads trained in full on {s["train"]} images and judged on {s["test"]} others (to match, at most
+  {s["pairs"]} pairs of each), {s["head_seeds"]} seeds a task, mean of the seeds.
+- Cheap quantities: from {s["screening"]} further images, n = {sizes}, up to {s["draws"]} disjoint draws each,
+  one noise.
+- Domains that differ by captions alone share images, and are left out together. Vanilla is 0 by definition and has no
+  place in an order.
+- A value is followed by its 95 % interval, from resampling techniques and families of domains at once.
+"""
+
+
+def _demands(results: dict[str, Any]) -> str:
+    n = str(results["n"])
+    lines = [
+        f"## What was asked, at n = {n}",
+        "",
+        "The best single quantity or rule, and what was asked.",
+        "",
+        "| figure | asked | best | by | reached |",
+        "|---|---|---|---|---|",
+    ]
+    for figure, subset, words, asked, bound, direction in DEMANDS:
+        table = results[figure]["pooled"].get(subset, {})
+        known = {
+            q: row[n]
+            for q, row in table.items()
+            if q not in ("random", "other domains", "other tasks") and math.isfinite(_number(row[n]["value"]))
+        }
+        if not known:
+            continue
+        best = max(known, key=lambda q: direction * known[q]["value"])
+        reached = "yes" if direction * known[best]["value"] >= direction * bound else "no"
+        lines.append(f"| {words} | {asked} | {told(known[best])} | {best} | {reached} |")
+    for name, report in results["rules"].items():
+        if name.startswith("rule:"):
+            held = report["coverage"]
+            reached = "yes" if 0.9 <= held["value"] <= 0.99 else "no"
+            lines.append(
+                f"| Prediction intervals holding the truth | 0.90-0.99 | {told(held)} | {name} | {reached} |"
+            )
+    ratio = results["cost_ratio"]["pooled"][n]
+    reached = "yes" if ratio["value"] <= 0.02 else "no"
+    lines.append(
+        f"| Seconds of the screen over those of training | <= 0.02 | {told(ratio, 3)} | | {reached} |"
+    )
+    return "\n".join([*lines, "", CHOSEN, ""])
+
+
+def _quantities(results: dict[str, Any], subset: str) -> str:
+    n = str(results["n"])
+    table = results["spearman"]["pooled"].get(subset)
+    if not table:
+        return ""
+    order = sorted(table, key=lambda q: -_number(table[q][n]["value"]))
+    lines = [
+        f"## Every quantity at n = {n}, {subset}",
+        "",
+        "| quantity | "
+        + " | ".join(f"{title} ({best})" for _, title, best in FIGURES)
+        + " | order repeated |",
+        "|---|" + "---|" * (len(FIGURES) + 1),
+    ]
+    for q in order:
+        cells = [told(results[figure]["pooled"][subset][q][n]) for figure, _, _ in FIGURES]
+        repeated = results["stability"].get(q, {}).get(n)
+        lines.append(
+            f"| {q} | " + " | ".join(cells) + f" | {'-' if repeated is None else f'{repeated:.2f}'} |"
+        )
+    return "\n".join(
+        [*lines, "", "*Order repeated*: mean correlation between disjoint draws of n images.", ""]
+    )
+
+
+def _by_size(results: dict[str, Any]) -> str:
+    sizes = [str(n) for n in results["settings"]["sizes"]]
+    table = results["spearman"]["pooled"]["all"]
+    order = sorted(table, key=lambda q: -_number(table[q][str(results["n"])]["value"]))[:12]
+    lines = [
+        "## How many images",
+        "",
+        "Spearman correlation, all techniques, pooled; the twelve best quantities.",
+        "",
+        "![Agreement by number of images](study/agreement.png)",
+        "",
+        "| quantity | " + " | ".join(f"n = {n}" for n in sizes) + " |",
+        "|---|" + "---|" * len(sizes),
+    ]
+    lines += [f"| {q} | " + " | ".join(told(table[q][n]) for n in sizes) + " |" for q in order]
+    return "\n".join([*lines, ""])
+
+
+def _by_task(results: dict[str, Any]) -> str:
+    n, tasks = str(results["n"]), results["tasks"]
+    table = results["spearman"]
+    order = sorted(table["pooled"]["all"], key=lambda q: -_number(table["pooled"]["all"][q][n]["value"]))[:12]
+    lines = [
+        f"## By task, n = {n}",
+        "",
+        "| quantity | " + " | ".join(tasks) + " |",
+        "|---|" + "---|" * len(tasks),
+    ]
+    lines += [
+        f"| {q} | " + " | ".join(told(table[task]["all"][q][n]) for task in tasks) + " |" for q in order
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _rules(results: dict[str, Any]) -> str:
+    if not results["rules"]:
+        return ""
+    lines = [
+        "## Rules, on tasks and domains that they were not fitted on",
+        "",
+        "A rule predicts the share of the trained head's error that a technique removes. *Fitted* ones, and all "
+        "prediction intervals (of 95 %), are made from the other tasks in the other domains.",
+        "",
+        "| rule | n | coverage | Spearman | without leaks | regret, points | true best in top 3 | rmse of the share |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, r in results["rules"].items():
+        cells = [r["coverage"], r["spearman"], r["without_leaks"], r["regret"], r["best_in_top3"], r["rmse"]]
+        lines.append(f"| {name} | {r['n']} | " + " | ".join(told(c) for c in cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _costs(results: dict[str, Any]) -> str:
+    sizes = [str(n) for n in results["settings"]["sizes"]]
+    lines = [
+        "## What it costs",
+        "",
+        "Seconds of the screen (passes, reference, all quantities) over seconds of training (features and one head).",
+        "The heads here take seconds, so the ratio is far from that of a training that takes hours.",
+        "",
+        "| task | " + " | ".join(f"n = {n}" for n in sizes) + " |",
+        "|---|" + "---|" * len(sizes),
+    ]
+    for scope, row in results["cost_ratio"].items():
+        lines.append(f"| {scope} | " + " | ".join(told(row[n], 3) for n in sizes) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _truth(results: dict[str, Any]) -> str:
+    t = results["settings"]["timesteps"][0]
+    rows = [r for r in results["truth"] if r["timestep"] == t]
+    names = sorted(results["techniques"], key=lambda name: -mean_points(results, name, t))
+    lines = [
+        f"## What training said, t = {t}",
+        "",
+        "Points over vanilla; * = the 95 % interval excludes 0.",
+        "",
+    ]
+    lines += ["![Gains of techniques](study/gains.png)", ""]
+    for task in results["tasks"]:
+        chosen = [r for r in rows if r["task"] == task]
+        lines += [
+            f"### {task}",
+            "",
+            "| technique | " + " | ".join(f"{r['domain']} ({r['vanilla']:.1f})" for r in chosen) + " |",
+            "|---|" + "---|" * len(chosen),
+        ]
+        for name in names:
+            leak = " (leak)" if name in results["leaks"] else ""
+            lines.append(f"| {name}{leak} | " + " | ".join(_points(r, name) for r in chosen) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _points(row: dict[str, Any], name: str) -> str:
+    if name not in row["points"]:
+        return "-"
+    return f"{row['points'][name]:+.1f}{'*' if row['settled'][name] else ''}"
+
+
+def told(row: dict[str, Any], digits: int = 2) -> str:
+    """A value and its interval."""
+    if not math.isfinite(_number(row["value"])):
+        return "-"
+    numbers: Sequence[float] = [_number(row[k]) for k in ("value", "low", "high")]
+    value, low, high = (f"{x:.{digits}f}" for x in numbers)
+    return f"{value} [{low}, {high}]"
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
