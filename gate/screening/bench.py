@@ -225,9 +225,7 @@ def _reference(plan: Plan, scratch: Path | None) -> Reference:
     return reference
 
 
-def _served(
-    measure: Metric | Probe, backbone: Backbone, samples: SampleSet, lenient: bool, log: Log
-) -> bool:
+def _served(measure: Metric | Probe, backbone: Backbone, samples: SampleSet, lenient: bool, log: Log) -> bool:
     """Whether samples and backbone have what it reads; what is named is refused, of `standard` and `all` left out."""
     kind, needs, reason = (
         ("metric", measure.needs, "")
