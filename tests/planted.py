@@ -124,6 +124,7 @@ WHY = (
     "which no family serves",
     "wants the kernel",
     "brings an adapter",
+    "which is no model, tokenizer or scheduler of diffusers or transformers",
     "which is not in diffusers",
 )
 

@@ -22,6 +22,10 @@ ALLOWED = {
         "pickle.loads": "the same",
         "pickle.dumps": "the child's side of it",
     },
+    "gate/data/public/cifar.py": {
+        "import pickle": "CIFAR-10 is published as pickles; its reader makes arrays and looks nothing else up",
+        "pickle.UnpicklingError": "what it raises for the rest",
+    },
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -108,6 +109,8 @@ def _print(result: TaskResult, format: Format) -> None:
 
 def _interval(found: Interval, *, sign: bool = False) -> str:
     show = "{:+.2f}" if sign else "{:.2f}"
+    if not math.isfinite(found.low):
+        return f"{show.format(found.value)} (no interval of {found.n})"
     return f"{show.format(found.value)} [{show.format(found.low)}, {show.format(found.high)}]"
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from gate.extraction.hardware import processor
+from gate.extraction.head import Amalgamated
 from gate.extraction.plan import cost_of
+from gate.technique import Technique
 
 if TYPE_CHECKING:
     from gate.extraction.engine import Work
@@ -20,12 +22,28 @@ def summary(asked: Asked, work: Work, choice: Choice) -> list[str]:
     """Two lines: what is done, and how."""
     backbone = work.backbone
     dtype = str(backbone.dtype).removeprefix("torch.")
-    names = ", ".join(work.techniques)
-    levels = ", ".join(str(t) for t in dict.fromkeys(work.timesteps.values()))
+    names = ", ".join(_named(name, technique) for name, technique in work.techniques.items())
+    every = [
+        t for name, technique in work.techniques.items() for t in _levels(technique, work.timesteps[name])
+    ]
+    levels = ", ".join(str(t) for t in dict.fromkeys(every))
     return [
         f"{len(asked.images)} images through {names} on {backbone.name} at t = {levels} ({backbone.device}, {dtype})",
         f"{choice.setting}: {choice.reason}",
     ]
+
+
+def _named(name: str, technique: Technique) -> str:
+    """With what it is made of, where that is several."""
+    if not isinstance(technique, Amalgamated):
+        return name
+    return f"{name} of {', '.join(source.name for source in technique.saved.sources)}"
+
+
+def _levels(technique: Technique, own: int) -> list[int]:
+    if not isinstance(technique, Amalgamated):
+        return [own]
+    return [source.timestep for source in technique.saved.sources]
 
 
 def explanation(asked: Asked, work: Work, choice: Choice, one: Mapping[str, Tensor], size: int) -> str:

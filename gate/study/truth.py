@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gate.study.plan import StudySettings
 from gate.study.pool import Pool
 from gate.tasks import create_task
-from gate.tasks.task import Features
+from gate.tasks.stem import Features
 
 Array = npt.NDArray[Any]
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gate.errors import ConfigurationError, UsageError
-from gate.tasks.stem import Joined, Stem, initialise, largest_grid
-from gate.tasks.task import Features
+from gate.tasks.stem import Features, Joined, Stem, initialise, largest_grid
 
 MARK = "|"  # between a source and its layer in the key of a feature
 BOTTOM = 1e-12  # under the root of a norm: its slope at 0 is 0, not NaN
@@ -60,9 +59,11 @@ class Amalgamation:
 class Amalgam(Stem):
     """b features r_i of one shape become r = concat_j sum_i w_i^j r_i; what is unweighted is concatenated afterwards.
 
-    An assigner j reads every feature's channel means, and gives it a score by weights that all features share plus a
-    preference of each feature's own; a softmax over features makes weights of the scores, sum_i w_i^j = 1, of each
-    image. Features are standardised first (`Joined`), each by its own moments.
+    An assigner j reads every feature's channel means, and gives it a score: their mean, each weighed alike for all
+    features, plus a preference of each feature's own. A softmax over features makes weights of the scores,
+    sum_i w_i^j = 1, of each image. Features are standardised first (`Joined`), each by its own moments. A mean and no
+    sum, for Adam moves every weight as far: over c channels a sum moves c times as far as the preference, and the
+    weights come to jump between features from image to image (docs/paper-order.md has what that costs).
 
     shapes: (c, h, w) by key. A key "SOURCE|LAYER" is a layer of the feature of that source; every source has the same
     layers in the same shapes. A key without a source is unweighted: the paper's attention feature.
@@ -117,7 +118,7 @@ class Amalgam(Stem):
             dim=1,
         )  # (b, features, c)
         each = means[:, None] * self.assign.weight[None, :, None]  # (b, n, features, c)
-        scores = each if self.settings.per_channel else each.sum(dim=3, keepdim=True)
+        scores = each if self.settings.per_channel else each.mean(dim=3, keepdim=True)
         return torch.softmax(scores + self.preference, dim=2)
 
     def penalty(self) -> Tensor:
@@ -190,7 +191,10 @@ def save_amalgam(
 
 
 def load_amalgam(file: Path) -> tuple[Amalgam, dict[str, Any], tuple[dict[str, Tensor], ...]]:
-    """An amalgam, the facts it was saved with, and what each technique had learned. Raises ConfigurationError where the file holds none."""
+    """An amalgam, the facts it was saved with, and what each technique had learned.
+
+    Raises UsageError where there is no such file, ConfigurationError where it holds no amalgamation.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():

@@ -16,7 +16,8 @@ from gate.tasks.amalgamation import Amalgamation
 from gate.tasks.config import TaskConfig
 from gate.tasks.features import Source, gather, open_technique
 from gate.tasks.kept import Kept
-from gate.tasks.task import Array, Features, Task
+from gate.tasks.stem import Features
+from gate.tasks.task import Array, Task
 from gate.tasks.truth import truth_of
 
 if TYPE_CHECKING:

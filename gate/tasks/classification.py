@@ -14,8 +14,8 @@ from gate.errors import UsageError
 from gate.probe import label_counts
 from gate.tasks.figures import CLASSIFICATION
 from gate.tasks.loop import learn, rows_of
-from gate.tasks.stem import Joined, Stem, initialise
-from gate.tasks.task import Array, Features, Task, Tick, Truth
+from gate.tasks.stem import Features, Joined, Stem, initialise
+from gate.tasks.task import Array, Task, Tick, Truth
 
 JUDGED = 256
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from gate.errors import ConfigurationError, UsageError
 from gate.tasks.figures import CORRESPONDENCE
 from gate.tasks.loop import learn
-from gate.tasks.stem import FirstLayer, Grid, Joined, Stem, initialise, joined, resized
-from gate.tasks.task import Array, Features, Pair, Task, Tick, Truth
+from gate.tasks.stem import Features, FirstLayer, Grid, Joined, Stem, initialise, joined, resized
+from gate.tasks.task import Array, Pair, Task, Tick, Truth
 
 ALPHA = 0.1  # of PCK
 SIDE = 64  # cells per side on which matches are sought

@@ -11,20 +11,30 @@ from typing import TYPE_CHECKING, Any
 from gate.data.named import DATA
 from gate.data.pairs import PairSet, load_pairs
 from gate.data.public import Halves, load_public
-from gate.errors import UsageError
+from gate.errors import UsageError, unknown_name
+from gate.sample import SampleSet
 from gate.tasks.bench import Arm, Bench, Meter, images_of
 from gate.tasks.config import VANILLA, TaskConfig
 from gate.tasks.features import read_source
 from gate.tasks.index import create_task
 from gate.tasks.kept import Kept
 from gate.tasks.result import Row, rows_of
-from gate.tasks.task import Task
+from gate.tasks.task import Array, Task
 
 if TYPE_CHECKING:
     from gate.backbone import Backbone
 
 Progress = Callable[[str, int, int], None]
 Log = Callable[[str], None]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during an evaluation."""
+
+    def __init__(self, folder: Path | None) -> None:
+        kept = "finished heads are kept; go on with the same command"
+        self.told = kept if folder else "nothing is kept without --output DIR"
+        super().__init__(f"interrupted; {self.told}")
 
 
 @dataclass(frozen=True)
@@ -60,13 +70,21 @@ def evaluate(
     """Train and judge heads on a technique's features and on vanilla's, on the same samples, with the same seeds.
 
     With an output, whatever is finished is kept there: the same call goes on where it stopped. backbone: one that is
-    loaded already, instead of the config's. Raises UsageError, ConfigurationError, UnsuitableError.
+    loaded already, instead of the config's. Raises UsageError, ConfigurationError, UnsuitableError, Interrupted.
     """
+    try:
+        return _evaluate(config, progress or (lambda *_: None), log or (lambda _: None), backbone)
+    except KeyboardInterrupt as error:
+        raise Interrupted(Path(config.output) if config.output else None) from error
+
+
+def _evaluate(config: TaskConfig, progress: Progress, log: Log, backbone: Backbone | None) -> TaskResult:
     from gate.backbones import load_backbone, resolve_layers
 
-    progress, log = progress or (lambda *_: None), log or (lambda _: None)
     task = create_task(config.task)
     arms = _arms(config, task)
+    if config.data not in DATA and not Path(config.data).is_dir():
+        raise unknown_name("data set or folder", config.data, DATA, listing="gate list data")
     if backbone is None:
         log(f"loading {config.backbone}")
         backbone = load_backbone(
@@ -86,9 +104,10 @@ def evaluate(
     }
     kept = Kept.open(Path(config.output) if config.output else None, facts)
     bench = Bench(task, backbone, train, test, tuple(layers), tuple(plain), config, kept)
-    log(f"{task.name}: {bench.said}, {config.seeds} seeds, {len(arms)} arms")
+    log(f"{task.name}: {bench.said}, {_many(config.seeds, 'seed')}, {_many(len(arms), 'arm')}")
     meter = Meter(progress, len(arms) * bench.work, "")
-    counts, notes = {}, []
+    counts: dict[str, Array] = {}
+    notes = [note for half in (train, test) for note in _left_out(images_of(half))]
     for arm in arms:
         meter.label = arm.name
         counts[arm.name], told = bench.counts_of(arm, meter)
@@ -100,6 +119,15 @@ def evaluate(
     )
     kept.finish(result.as_json())
     return result
+
+
+def _left_out(samples: SampleSet) -> list[str]:
+    """What of the data could not be used."""
+    if not samples.skipped:
+        return []
+    key, reason = samples.skipped[0]
+    n = len(samples.skipped)
+    return [f"{_many(n, 'image')} of {samples.name} left out; the first: {key}, which {reason}."]
 
 
 def _arms(config: TaskConfig, task: Task) -> tuple[Arm, ...]:
@@ -121,8 +149,6 @@ def _arms(config: TaskConfig, task: Task) -> tuple[Arm, ...]:
 def _halves(config: TaskConfig, task: Task, size: int) -> Halves:
     """What is trained on and judged, by the data's name or folder."""
     if config.data not in DATA:
-        if not Path(config.data).is_dir():
-            raise UsageError(f"{config.data!r} is neither a folder nor a named data set. See: gate list data")
         return load_public(
             Path(config.data), task.needs, size=size, train=config.samples, test=config.test, seed=config.seed
         )
@@ -149,3 +175,7 @@ def _part(both: PairSet, start: int, stop: int) -> PairSet:
         for pair in both.pairs[start:stop]
     )
     return PairSet(both.samples[2 * start : 2 * stop], pairs)
+
+
+def _many(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"

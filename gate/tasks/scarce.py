@@ -15,8 +15,8 @@ from gate.errors import ConfigurationError, UsageError
 from gate.tasks.figures import SEGMENTATION
 from gate.tasks.loop import learn
 from gate.tasks.segmentation import PixelHead, grid_truth, judge_pixels
-from gate.tasks.stem import FirstLayer, Joined, Stem, initialise
-from gate.tasks.task import Array, Features, Task, Tick, Truth
+from gate.tasks.stem import Features, FirstLayer, Joined, Stem, initialise
+from gate.tasks.task import Array, Task, Tick, Truth
 
 
 class Ensemble(nn.Module):

@@ -16,8 +16,8 @@ from gate.errors import ConfigurationError
 from gate.probe import grid_mask, map_counts
 from gate.tasks.figures import SEGMENTATION
 from gate.tasks.loop import learn, rows_of
-from gate.tasks.stem import FirstLayer, Grid, Joined, Stem, initialise, resized
-from gate.tasks.task import Array, Features, Task, Tick, Truth
+from gate.tasks.stem import Features, FirstLayer, Grid, Joined, Stem, initialise, resized
+from gate.tasks.task import Array, Task, Tick, Truth
 from gate.tasks.upernet import UperNet
 
 JUDGED = 32  # images that go through a head at once

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gate.tasks.task import Features
+Features = Mapping[str, Tensor]  # {layer: (n, c, h, w)} float32 on the CPU, each layer at its own resolution
 
 CHUNK = 64  # rows whose moments are taken at once
 Grid = tuple[int, int]

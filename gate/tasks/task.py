@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -20,15 +20,12 @@ from gate.errors import ConfigurationError, NonFiniteError, UsageError
 from gate.measure import Measure
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from gate.tasks.stem import Stem
+    from gate.tasks.stem import Features, Stem
 
 Needs = Literal["masks", "labels", "pairs"]
 Array = npt.NDArray[Any]
-Features = Mapping[
-    str, "Tensor"
-]  # {layer: (n, c, h, w)} float32 on the CPU, each layer at its own resolution
 Tick = Callable[[int, int], None]  # steps done, of how many
 
 

@@ -245,11 +245,11 @@ def test_a_config_of_no_denoiser_is_told(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     for text, error, match in (
         ("{}", UsageError, "no _class_name"),
-        ('{"_class_name": "AutoencoderKL"}', ConfigurationError, "which no family serves"),
+        ('{"_class_name": "AutoencoderKL"}', ConfigurationError, "no blocks whose places"),
         (
             '{"_class_name": "UNet2DConditionModel", "attention_head_dim": [1, 2]}',
             ConfigurationError,
-            "called",
+            "cannot be built from this config",
         ),
     ):
         file.write_text(text)

@@ -9,113 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from public_layouts import ade, cifar, cityscapes, folders, horse, image, mask, spair
 
 from gate.data.pairs import PairSet
 from gate.data.public import load_public
 from gate.errors import ConfigurationError, UsageError
 from gate.sample import SampleSet
-
-RNG = np.random.default_rng(0)
-
-
-def image(path: Path, width: int, height: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(RNG.integers(0, 255, (height, width, 3), np.uint8)).save(path)
-
-
-def mask(path: Path, values: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values.astype(np.uint8)).save(path)
-
-
-def spair(root: Path) -> Path:
-    for split in ("trn", "test"):
-        for i in range(2):
-            names = [f"2008_00{i}{k}.jpg" for k in range(2)]
-            for name, shape in zip(names, ((40, 30), (64, 48)), strict=True):
-                image(root / "JPEGImages" / "cat" / name, *shape)
-            said = {
-                "pair_id": i,
-                "category": "cat",
-                "src_imname": names[0],
-                "trg_imname": names[1],
-                "src_imsize": [40, 30, 3],
-                "trg_imsize": [64, 48, 3],
-                "src_bndbox": [2, 2, 30, 20],
-                "trg_bndbox": [4, 6, 52, 40],
-                "src_kps": [[19.5, 14.5], [0, 0]],
-                "trg_kps": [[31.5, 23.5], [63, 47]],
-                "kps_ids": ["0", "3"],
-            }
-            at = root / "PairAnnotation" / split / f"{i:06d}-{names[0][:-4]}-{names[1][:-4]}:cat.json"
-            at.parent.mkdir(parents=True, exist_ok=True)
-            at.write_text(json.dumps(said))
-    return root
-
-
-def ade(root: Path) -> Path:
-    for split, short in (("training", "train"), ("validation", "val")):
-        for i in range(3):
-            name = f"ADE_{short}_{i + 1:08d}"
-            image(root / "images" / split / f"{name}.jpg", 24, 16)
-            values = np.zeros((16, 24))
-            values[:, 8:] = 150 - i
-            mask(root / "annotations" / split / f"{name}.png", values)
-    rows = [f"{i}\t0.1\t1\t1\tthing {i}, kin" for i in range(1, 151)]
-    (root / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tName\n" + "\n".join(rows) + "\n")
-    return root
-
-
-def cityscapes(root: Path) -> Path:
-    for split in ("train", "val"):
-        for city in ("aachen", "bonn"):
-            name = f"{city}_000000_000019"
-            image(root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", 32, 16)
-            values = np.full((16, 32), 7)  # road
-            values[:8], values[:, :10] = 33, 3  # bicycle; out of the region of interest
-            mask(root / "gtFine" / split / city / f"{name}_gtFine_labelIds.png", values)
-    return root
-
-
-def horse(root: Path) -> Path:
-    root = root / "horse_21"
-    for split in ("train", "test"):
-        for i in range(2):
-            image(root / "real" / split / f"{i}.png", 20, 20)
-            values = np.zeros((20, 20), np.uint8)
-            values[4:9], values[15:] = 20, 255
-            np.save(root / "real" / split / f"{i}.npy", values)
-    return root
-
-
-def cifar(root: Path) -> Path:
-    at = root / "cifar-10-batches-py"
-    at.mkdir(parents=True)
-    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        data = RNG.integers(0, 255, (4, 3072), np.uint8)
-        if name == "test_batch":
-            data[0] = np.repeat(np.array([200, 100, 50], np.uint8), 1024)  # red, green, blue planes
-        batch = {
-            b"batch_label": name.encode(),
-            b"labels": [0, 9, 3, 3],
-            b"data": data,
-            b"filenames": [b"a.png"] * 4,
-        }
-        (at / name).write_bytes(pickle.dumps(batch, protocol=2))
-    names = [f"class {i}" for i in range(10)]
-    (at / "batches.meta").write_bytes(
-        pickle.dumps({"label_names": names, "num_cases_per_batch": 4}, protocol=2)
-    )
-    return root
-
-
-def folders(root: Path) -> Path:
-    for split in ("train", "val"):
-        for name in ("cat", "dog"):
-            for i in range(3 if split == "train" else 1):
-                image(root / split / name / f"{i}.jpg", 20, 20)
-    return root
 
 
 def both(root: Path, needs: str, **limits: int) -> tuple[SampleSet, SampleSet]:
@@ -187,6 +86,20 @@ def test_a_pickle_that_is_no_batch_runs_nothing(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "pwned").exists()
 
 
+class Codec:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
+        import _codecs
+
+        return _codecs.encode, ("x", "rot13")
+
+
+def test_a_pickled_batch_looks_up_no_other_codec(tmp_path: Path) -> None:
+    cifar(tmp_path)
+    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps({b"data": Codec()}))
+    with pytest.raises(ConfigurationError, match=r"test_batch.*codec 'rot13', which no array needs"):
+        both(tmp_path, "labels")
+
+
 def gone(path: str) -> Callable[[Path], None]:
     return lambda root: next(root.glob(path)).unlink()
 
@@ -208,10 +121,31 @@ def batch(name: str, **values: object) -> Callable[[Path], None]:
     return lambda root: (root / "cifar-10-batches-py" / name).write_bytes(pickle.dumps(said)) and None  # type: ignore[func-returns-value]
 
 
+def said(**values: object) -> Callable[[Path], None]:
+    """The first training pair's annotation, with other values."""
+
+    def spoil(root: Path) -> None:
+        file = min(root.glob("PairAnnotation/trn/*.json"))
+        file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+    return spoil
+
+
+PIXELS = np.zeros((2, 3072), np.uint8)
 WRONG = [
     (spair, "pairs", gone("JPEGImages/cat/2008_0011.jpg"), r"no file .*2008_0011.jpg.*PairAnnotation"),
     (spair, "pairs", text("PairAnnotation/trn/000001*", b"{}"), r"000001-.*json' lacks 'src_imname'"),
     (spair, "pairs", text("PairAnnotation/trn/000000*", b"["), r"000000-.*is no JSON object"),
+    (spair, "pairs", text("PairAnnotation/trn/000000*", b"3"), r"000000-.*is no JSON object"),
+    (spair, "pairs", said(trg_bndbox="abcd"), r"000000-.*trg_bndbox is wrong: input should be a valid tuple"),
+    (spair, "pairs", said(trg_bndbox=[5, 5, 5, 5]), "trg_bndbox must be four numbers: left, top, right"),
+    (spair, "pairs", said(src_imsize=[40]), "src_imsize is wrong: tuple should have at least 2 items"),
+    (spair, "pairs", said(trg_imsize=[64, 32, 3]), r"2008_0001.jpg' is 64 x 48, and its .* says 64 x 32"),
+    (spair, "pairs", said(src_kps=[["a", 1], [2, 3]]), r"src_kps.0.0 is wrong: input should be a valid num"),
+    (spair, "pairs", said(src_kps=[[1, 2], [3]]), r"src_kps.1.1 is wrong: field required"),
+    (spair, "pairs", said(src_kps=[[float("nan"), 1], [2, 3]]), "src_kps.0.0 is wrong: .*finite"),
+    (spair, "pairs", said(src_kps=[[1, 2]]), "must be equally many"),
+    (spair, "pairs", said(category=None), "category is wrong: input should be a valid string"),
     (ade, "masks", gone("annotations/validation/*2.png"), r"no file .*ADE_val_00000002.png.*ADE20K's layout"),
     (
         ade,
@@ -226,6 +160,7 @@ WRONG = [
         text("images/training/*1.jpg", b"no"),
         r"The image .*ADE_train_00000001.jpg' is not an image",
     ),
+    (ade, "masks", wide("annotations/training/*1.png", np.full((16, 24), 151)), "holds 151; .* 1 to 150"),
     (cityscapes, "masks", gone("gtFine/val/bonn/*"), r"no file .*bonn_000000_000019_gtFine_labelIds.png"),
     (cityscapes, "masks", wide("gtFine/val/bonn/*", np.full((16, 32), 40)), "holds 40; labelIds"),
     (horse, "masks", gone("horse_21/real/test/1.npy"), r"no file .*1.npy.*Horse-21"),
@@ -242,14 +177,22 @@ WRONG = [
         "holds class 21; horse_21 has 21",
     ),
     (horse, "masks", array("horse_21/real/train/0.npy", np.array([[{}]], object)), "without pickle"),
+    (horse, "masks", array("horse_21/real/train/0.npy", np.zeros((0, 0))), r"0.npy' is \(0, 0\) float64"),
+    (horse, "masks", array("horse_21/real/train/0.npy", np.zeros((20, 20), complex)), "complex128; expected"),
+    (horse, "masks", text("horse_21/real/train/0.png", b""), "0.png' cannot be read: the file is empty"),
     (cifar, "labels", gone("*/test_batch"), "no file .*test_batch.*CIFAR-10's python layout"),
     (
         cifar,
         "labels",
         batch("test_batch", data=np.zeros((2, 9), np.uint8), labels=[0, 1]),
-        r"data \(2, 9\) uint8",
+        r"an array \(2, 9\) uint8 as data",
     ),
     (cifar, "labels", batch("batches.meta", nothing=1), "no label_names"),
+    (cifar, "labels", batch("batches.meta", label_names=5), "no label_names"),
+    (cifar, "labels", batch("test_batch", data=PIXELS, labels=None), "and a NoneType as labels; expected"),
+    (cifar, "labels", batch("test_batch", data=PIXELS, labels=["a", "b"]), "a list of 2 as labels; expected"),
+    (cifar, "labels", batch("test_batch", data=PIXELS, labels=[1, -1]), "and n whole numbers below 10"),
+    (cifar, "labels", batch("test_batch", data=[[1, 2], [3]], labels=[1, 1]), "a list of 2 as data"),
     (cifar, "labels", text("*/data_batch_1", b"\x80"), "data_batch_1' is no batch"),
 ]
 
@@ -263,6 +206,14 @@ def test_what_is_missing_or_malformed_is_named(
     spoil(tmp_path)
     with pytest.raises(ConfigurationError, match=said):
         load_public(root, needs, size=32)  # type: ignore[arg-type]
+
+
+def test_an_empty_half_of_an_image_folder_is_the_copys_fault(tmp_path: Path) -> None:
+    folders(tmp_path)
+    for file in (tmp_path / "val").glob("*/*"):
+        file.unlink()
+    with pytest.raises(ConfigurationError, match="val' is empty.*Expected the ImageFolder layout"):
+        both(tmp_path, "labels")
 
 
 def test_a_folder_of_no_known_layout_says_which_are(tmp_path: Path) -> None:

@@ -63,6 +63,18 @@ def test_equal_features_and_no_preference_weigh_equally() -> None:
     torch.testing.assert_close(weights_of(amalgam, features), torch.full((12, 3, 3, 1), 1 / 3))
 
 
+def test_a_score_does_not_grow_with_the_channels() -> None:
+    """Every channel twice is the same feature, so it is weighed the same."""
+    features = several(3)
+    twice = {key: torch.cat([x, x], dim=1) for key, x in features.items()}
+    one, two = Amalgamation()(features, 0), Amalgamation()(twice, 0)
+    with torch.no_grad():
+        parts = torch.split(one.assign.weight, list(one.widths), dim=1)
+        two.assign.weight.copy_(torch.cat([w for part in parts for w in (part, part)], dim=1))
+        two.preference.copy_(one.preference)
+    torch.testing.assert_close(weights_of(two, twice), weights_of(one, features))
+
+
 def test_the_amalgam_is_eq_3_by_hand() -> None:
     features = several(2)
     amalgam = Amalgamation(assigners=2)(features, 1)

@@ -18,16 +18,22 @@ from gate.sample import Sample, SampleSet
 LAYOUT = "CIFAR-10's python layout: cifar-10-batches-py/data_batch_1 ... 5, test_batch and batches.meta"
 TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
 SIDE = 32
-# all that a pickled array names: numpy's old and new homes of two functions, and the text of a python 2 pickle
+
+
+def _bytes(text: str, encoding: str) -> bytes:
+    """What protocol 2 says bytes by; no other codec is looked up."""
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it wants the codec {encoding!r}, which no array needs")
+    return text.encode("latin-1")
+
+
+# all that a pickled array names, numpy's function by its old home and its new one
 _ALLOWED = {
-    *(
-        (home, name)
-        for home in ("numpy.core.multiarray", "numpy._core.multiarray")
-        for name in ("_reconstruct",)
-    ),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
+    ("numpy.core.multiarray", "_reconstruct"): np.ndarray.__reduce__(np.zeros(0))[0],
+    ("numpy._core.multiarray", "_reconstruct"): np.ndarray.__reduce__(np.zeros(0))[0],
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _bytes,
 }
 
 
@@ -37,9 +43,7 @@ class _Arrays(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it wants {module}.{name}, which no array needs")
-        if name == "_reconstruct":
-            return np.ndarray.__reduce__(np.zeros(0))[0]
-        return super().find_class(module, name)
+        return _ALLOWED[module, name]
 
 
 def root(folder: Path) -> Path:
@@ -60,22 +64,22 @@ def load(folder: Path, split: str, *, size: int, limit: int | None = None, seed:
     """
     at = root(folder)
     meta = _read(need(at / "batches.meta", LAYOUT))
-    names = tuple(_text(name) for name in meta.get(b"label_names", ()))
+    said = meta.get(b"label_names")
+    names = tuple(_text(name) for name in said) if isinstance(said, (list, tuple)) else ()
     if not names:
         raise ConfigurationError(f"{str(at / 'batches.meta')!r} has no label_names; expected {LAYOUT}.")
     every = []
     for file in [need(at / name, LAYOUT) for name in (TRAIN if split == "train" else ("test_batch",))]:
         batch = _read(file)
-        data, labels = np.asarray(batch.get(b"data", ())), list(batch.get(b"labels", ()))
-        shaped = data.ndim == 2 and data.shape[1] == 3 * SIDE * SIDE and data.dtype == np.uint8
-        if not shaped or len(labels) != len(data) or not all(0 <= int(k) < len(names) for k in labels):
+        data: Any = batch.get(b"data")
+        labels: Any = batch.get(b"labels")
+        if not _is_data(data) or not _are_labels(labels, len(data), len(names)):
             raise ConfigurationError(
-                f"{str(file)!r} holds data {data.shape} {data.dtype} and {len(labels)} labels; expected "
-                f"(n, 3072) uint8 and n labels below {len(names)}."
+                f"{str(file)!r} holds {_said(data)} as data and {_said(labels)} as labels; expected an array "
+                f"(n, 3072) uint8 and n whole numbers below {len(names)}."
             )
-        every += [
-            (f"{file.name}/{i:05d}", row, int(k)) for i, (row, k) in enumerate(zip(data, labels, strict=True))
-        ]
+        pairs = zip(data, labels, strict=True)
+        every += [(f"{file.name}/{i:05d}", row, int(k)) for i, (row, k) in enumerate(pairs)]
     samples = tuple(
         Sample(
             fit_image(Image.fromarray(row.reshape(3, SIDE, SIDE).transpose(1, 2, 0)), size),
@@ -95,6 +99,24 @@ def _read(file: Path) -> dict[bytes, Any]:
     if not isinstance(found, dict):
         raise ConfigurationError(f"{str(file)!r} holds a {type(found).__name__}; expected {LAYOUT}.")
     return {key if isinstance(key, bytes) else str(key).encode(): value for key, value in found.items()}
+
+
+def _is_data(value: Any) -> bool:
+    whole = isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 2
+    return whole and value.shape[1] == 3 * SIDE * SIDE
+
+
+def _are_labels(value: Any, n: int, classes: int) -> bool:
+    whole = isinstance(value, (list, np.ndarray)) and len(value) == n
+    return whole and all(isinstance(k, (int, np.integer)) and 0 <= k < classes for k in value)
+
+
+def _said(value: Any) -> str:
+    """What a value is, for a message."""
+    if isinstance(value, np.ndarray):
+        return f"an array {value.shape} {value.dtype}"
+    kind = type(value).__name__
+    return f"a {kind} of {len(value)}" if isinstance(value, (list, tuple, dict)) else f"a {kind}"
 
 
 def _text(name: Any) -> str:

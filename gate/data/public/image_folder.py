@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gate.data.folder import load_images
 from gate.data.public.parts import need
-from gate.errors import ConfigurationError
+from gate.errors import ConfigurationError, UsageError
 from gate.sample import SampleSet
 
 LAYOUT = "the ImageFolder layout: train/CLASS/NAME.jpg and val/CLASS/NAME.jpg (or test)"
@@ -28,7 +28,10 @@ def load(folder: Path, split: str, *, size: int, limit: int | None = None, seed:
     at = folder / split
     if split == "test" and not at.is_dir():
         at = folder / "val"
-    made = load_images(need(at, LAYOUT, folder=True), size=size, limit=limit, seed=seed, minimum=1)
+    try:
+        made = load_images(need(at, LAYOUT, folder=True), size=size, limit=limit, seed=seed, minimum=1)
+    except UsageError as error:  # an empty folder: here it is the copy that is at fault, not what was typed
+        raise ConfigurationError(f"{error} Expected {LAYOUT}.") from error
     unknown = [name for name in made.classes if name not in classes]
     if unknown or not made.classes:
         what = f"the class {unknown[0]!r}, which train has not" if unknown else "no folders of classes"

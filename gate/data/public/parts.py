@@ -45,7 +45,8 @@ def opened(path: Path) -> Image.Image:
     try:
         return read_picture(path)
     except UnreadableError as error:
-        raise ConfigurationError(f"The image {str(path)!r} {error}.") from error
+        said = f"{error}" if str(error).startswith(("is ", "has ", "holds ")) else f"cannot be read: {error}"
+        raise ConfigurationError(f"The image {str(path)!r} {said}.") from error
 
 
 def classes_of(path: Path) -> Masked:

@@ -62,6 +62,8 @@ def _labels(file: Path) -> npt.NDArray[Any]:
     values = np.squeeze(values)
     if (
         values.ndim != 2
+        or values.dtype.kind not in "biuf"
+        or not values.size
         or not (values == np.rint(values)).all()
         or values.min() < 0
         or values.max() > UNLABELLED

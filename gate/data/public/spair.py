@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gate.data.pairs import ImagePair, PairSet
 from gate.data.public.parts import drawn, need, opened
@@ -15,16 +15,28 @@ from gate.errors import ConfigurationError
 from gate.sample import Sample, SampleSet
 
 LAYOUT = "SPair-71k's layout: PairAnnotation/trn|val|test/NAME.json and JPEGImages/CATEGORY/NAME.jpg"
-FIELDS = (
-    "src_imname",
-    "trg_imname",
-    "src_imsize",
-    "trg_imsize",
-    "trg_bndbox",
-    "category",
-    "src_kps",
-    "trg_kps",
-)
+Point = tuple[float, float]
+
+
+class Annotation(BaseModel):
+    """What is read of a pair's file. Sizes are (width, height, ...), points (x, y), a box left, top, right, bottom."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+    src_imname: str
+    trg_imname: str
+    src_imsize: tuple[int, ...] = Field(min_length=2)
+    trg_imsize: tuple[int, ...] = Field(min_length=2)
+    trg_bndbox: tuple[float, float, float, float]
+    category: str
+    src_kps: tuple[Point, ...] = Field(min_length=1)
+    trg_kps: tuple[Point, ...] = Field(min_length=1)
+
+    @property
+    def box(self) -> float:
+        """The longer side of the target's box."""
+        left, top, right, bottom = self.trg_bndbox
+        return max(right - left, bottom - top)
 
 
 def is_here(folder: Path) -> bool:
@@ -50,61 +62,68 @@ def load(folder: Path, split: str, *, size: int, limit: int | None = None, seed:
         said = _read(file)
         ends = []
         for side in ("src", "trg"):
-            key = f"{said['category']}/{said[side + '_imname']}"
+            source = side == "src"
+            key = f"{said.category}/{said.src_imname if source else said.trg_imname}"
             if key not in rows:
                 rows[key] = len(samples)
-                samples.append(_sample(folder, key, said[f"{side}_imsize"], size))
+                samples.append(_sample(folder, key, said.src_imsize if source else said.trg_imsize, size))
             ends.append(rows[key])
         pairs.append(_pair(said, ends, size))
-        categories.append(said["category"])
+        categories.append(said.category)
     classes = tuple(sorted(set(categories)))
     return PairSet(SampleSet(tuple(samples), f"spair-71k {split}", classes=classes), tuple(pairs))
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> Annotation:
     try:
-        said: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        missing = [field for field in FIELDS if field not in said]
-    except (OSError, ValueError, TypeError) as error:
+        said = Annotation.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise ConfigurationError(_wrong(file, error)) from error
+    except (OSError, ValueError) as error:
         raise ConfigurationError(f"The annotation {str(file)!r} is no JSON object ({error}).") from error
-    if missing:
-        raise ConfigurationError(
-            f"The annotation {str(file)!r} lacks {missing[0]!r}; expected {', '.join(FIELDS)}."
-        )
-    points = [np.asarray(said[f"{side}_kps"], dtype=np.float64) for side in ("src", "trg")]
-    if points[0].shape != points[1].shape or points[0].ndim != 2 or points[0].shape[1:] != (2,):
+    if len(said.src_kps) != len(said.trg_kps):
         raise ConfigurationError(f"In {str(file)!r}, src_kps and trg_kps must be equally many (x, y).")
-    if len(said["trg_bndbox"]) != 4:
+    if said.box <= 0:
         raise ConfigurationError(
             f"In {str(file)!r}, trg_bndbox must be four numbers: left, top, right, bottom."
         )
     return said
 
 
-def _sample(folder: Path, key: str, imsize: Any, size: int) -> Sample:
+def _wrong(file: Path, error: ValidationError) -> str:
+    """The first thing that is, in a sentence."""
+    first = error.errors()[0]
+    if not first["loc"]:
+        return f"The annotation {str(file)!r} is no JSON object."
+    field, *place = (str(part) for part in first["loc"])
+    if first["type"] == "missing" and not place:
+        return f"The annotation {str(file)!r} lacks {field!r}; expected {', '.join(Annotation.model_fields)}."
+    return f"In {str(file)!r}, {'.'.join((field, *place))} is wrong: {str(first['msg']).lower()}."
+
+
+def _sample(folder: Path, key: str, imsize: tuple[int, ...], size: int) -> Sample:
     path = need(folder / "JPEGImages" / key, LAYOUT)
     image = opened(path)
-    if list(image.size) != [int(v) for v in imsize[:2]]:
+    if image.size != imsize[:2]:
         raise ConfigurationError(
             f"{str(path)!r} is {image.width} x {image.height}, and its annotation says {imsize[0]} x {imsize[1]}."
         )
     return Sample(np.array(image.resize((size, size), Image.Resampling.LANCZOS)), source=key)
 
 
-def _pair(said: dict[str, Any], ends: list[int], size: int) -> ImagePair:
+def _pair(said: Annotation, ends: list[int], size: int) -> ImagePair:
     points = []
-    for side in ("src", "trg"):
-        scale = np.array([size / said[f"{side}_imsize"][0], size / said[f"{side}_imsize"][1]])
-        points.append(((np.asarray(said[f"{side}_kps"], np.float64) + 0.5) * scale - 0.5).astype(np.float32))
-    left, top, right, bottom = (float(v) for v in said["trg_bndbox"])
-    width, height = (float(v) for v in said["trg_imsize"][:2])
+    for imsize, kps in ((said.src_imsize, said.src_kps), (said.trg_imsize, said.trg_kps)):
+        scale = np.array([size / imsize[0], size / imsize[1]])
+        points.append(((np.asarray(kps, np.float64) + 0.5) * scale - 0.5).astype(np.float32))
+    width, height = (float(v) for v in said.trg_imsize[:2])
     return ImagePair(
         ends[0],
         ends[1],
         points[0],
         points[1],
         image=max(width, height),
-        box=max(right - left, bottom - top),
+        box=said.box,
         scale=(width / size, height / size),
-        group=str(said["category"]),
+        group=said.category,
     )
