@@ -34,7 +34,7 @@ class Fitted(BaseModel):
     slope: float
     pair_floor: float
     pair_slope: float
-    coverage: float = math.nan
+    coverage: float
 
 
 class Rules(BaseModel):

@@ -8,9 +8,9 @@ from gate.study.foretold import RuleReport, evaluate_rule, least_squares
 from gate.study.tables import Board
 
 # of what a screen measures, by what the samples have beside images
-RULES = {"masks": ("pixel-brier",), "labels": ("brier",), "": ("eps",)}
+RULES = {"masks": ("pixel-brier", "cosine@own"), "labels": ("brier", "eps"), "": ("eps", "cosine@own")}
 # single quantities as rules, fitted in the same way: what a rule must beat
-SINGLE = ("pixel-brier", "brier", "eps", "pixel-linear", "laplacian")
+SINGLE = ("pixel-brier", "brier", "eps", "cosine@own", "pixel-linear", "laplacian")
 
 
 def title(name: str) -> str:
