@@ -45,11 +45,11 @@ class ScreenConfig(BaseModel):
     labels: str | None = None
     captions: str | None = None
     masks: str | None = None
-    samples: int = Field(32, ge=MIN_SAMPLES)
+    samples: int = Field(64, ge=MIN_SAMPLES)
     timesteps: tuple[int, ...] | None = None
     alpha_bar: tuple[float, ...] | None = None
     sigma: tuple[float, ...] | None = None
-    seeds: int = Field(2, ge=1)
+    seeds: int = Field(1, ge=1)
     layers: tuple[str, ...] = ("paper",)
     metrics: tuple[str, ...] = ("standard",)
     probes: tuple[str, ...] = ("standard",)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,30 +10,35 @@ from gate.errors import ConfigurationError
 from gate.screening.config import ScreenConfig
 from gate.study.cell import Cell
 from gate.study.costs import cost_ratios
-from gate.study.foretold import RuleReport, evaluate_rule, least_squares
-from gate.study.gains import RULES
+from gate.study.foretold import RuleReport
 from gate.study.places import places_of
 from gate.study.plan import StudySettings, groups_of
+from gate.study.ruling import rule_reports
 from gate.study.tables import POOLED, Board, make_board, stabilities, tabulate
 
-# single quantities as rules of one coefficient, fitted on other tasks and domains: what a rule must beat
-SINGLE = ("pixel-brier", "brier", "eps", "pixel-linear", "laplacian")
 SCHEMA = 1
 
 
-def analyse(cells: Sequence[Cell], settings: StudySettings, *, resamples: int = 100) -> dict[str, Any]:
-    """All that docs/study.md tells. Raises ConfigurationError where no place has vanilla and three techniques."""
+def board_of(cells: Sequence[Cell], settings: StudySettings) -> Board:
+    """Raises ConfigurationError where no place has vanilla and three techniques."""
     places = places_of(cells)
     if not places:
         raise ConfigurationError(
             "No place is ready: three techniques and vanilla at one timestep of one domain; let gate study go on."
         )
-    board = make_board(places, settings)
+    return make_board(places, settings)
+
+
+def analyse(
+    cells: Sequence[Cell], settings: StudySettings, board: Board, *, resamples: int = 100
+) -> dict[str, Any]:
+    """All that docs/study.md tells."""
+    places = list({id(case.place): case.place for case in board.cases}.values())
     usual = ScreenConfig.model_fields["samples"].default
     default = min(settings.sizes, key=lambda n: abs(n - usual))
     wanted = sum(len(group.techniques) for group in groups_of(settings))
     tables = tabulate(board, resamples=resamples)
-    reports = rule_reports(board, default)
+    reports = {name: _plain(report) for name, report in rule_reports(board, default).items()}
     coverage = {name: report["coverage"] for name, report in reports.items()}
     return {
         "schema_version": SCHEMA,
@@ -57,20 +61,6 @@ def analyse(cells: Sequence[Cell], settings: StudySettings, *, resamples: int = 
         "truth": truth_table(board),
         "seconds": seconds_of(cells),
     }
-
-
-def rule_reports(board: Board, n: int) -> dict[str, Any]:
-    """Of the rules that ship, as they are, and of single quantities fitted on other tasks and domains."""
-    found: dict[str, Any] = {}
-    if len({c.task for c in board.cases}) < 2 or len({c.place.family for c in board.cases}) < 2:
-        return found
-    for title in RULES.values():
-        if title in board.quantities:
-            found[title] = _plain(evaluate_rule(board, n=n, rule=operator.itemgetter(title)))
-    for name in SINGLE:
-        if name in board.quantities:
-            found[f"{name}, fitted"] = _plain(evaluate_rule(board, n=n, fit=least_squares((name,))))
-    return found
 
 
 def _plain(report: RuleReport) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from gate.study.cell import has_cell
 from gate.study.plan import CellKey, StudySettings, all_keys, groups_of, weight_of
 
 SETTINGS = "settings.json"
+RULES_FILE = "rules.json"
 
 
 def read_settings(folder: Path) -> StudySettings:
@@ -108,17 +109,33 @@ def missing(folder: Path, settings: StudySettings) -> list[CellKey]:
 
 
 def conclude(folder: Path, page: Path, *, resamples: int = 100) -> dict[str, Any]:
-    """Analyse what is there, and write page/study.md, page/study/results.json and figures; returns the results."""
-    from gate.study.analysis import analyse
+    """Analyse what is there, and write page/study.md, page/study/ with results.json, the rules and figures; returns the
+    results."""
+    from gate.study.analysis import analyse, board_of
     from gate.study.cell import load_cells
     from gate.study.page import write_page
     from gate.study.pictures import draw_all
+    from gate.study.ruling import fitted_rules
 
     settings = read_settings(folder)
-    results = analyse(load_cells(folder), settings, resamples=resamples)
+    cells = load_cells(folder)
+    board = board_of(cells, settings)
+    results = analyse(cells, settings, board, resamples=resamples)
     beside = page / "study"
     beside.mkdir(parents=True, exist_ok=True)
     write_json(beside / "results.json", results)
+    rules = fitted_rules(board, source_of(results))
+    if rules is not None:
+        write_json(beside / RULES_FILE, rules.model_dump(mode="json"))
     draw_all(results, beside)
     write_page(results, page / "study.md")
     return results
+
+
+def source_of(results: dict[str, Any]) -> str:
+    """What the rules were fitted on, in a line."""
+    times = ", ".join(map(str, results["timesteps"]))
+    return (
+        f"gate study on {results['settings']['backbone']}: {len(results['techniques'])} techniques, "
+        f"{len(results['tasks'])} tasks, {len(results['domains'])} domains, t = {times} ({results['cases']} cases)"
+    )

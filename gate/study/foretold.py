@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,29 +13,19 @@ import numpy.typing as npt
 
 from gate.errors import ConfigurationError
 from gate.study import agreement
+from gate.study.calibration import (
+    LEAST_DRAWS,
+    Calibration,
+    Coefficients,
+    Example,
+    calibrate,
+    differences,
+    residuals,
+)
 from gate.study.tables import Board, Case
 
 Array = npt.NDArray[Any]
-RuleFunction = Callable[
-    [Mapping[str, float]], float
-]  # quantities of a technique -> share of the error removed
-SLOPES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
-TINIEST = 1e-4  # floor of an interval: a ten-thousandth of the head's error
-
-
-@dataclass(frozen=True)
-class Example:
-    """One technique in one draw: what was measured, and what training said. share: of the head's error removed."""
-
-    domain: str
-    family: str
-    timestep: int
-    task: str
-    technique: str
-    leak: bool
-    draw: int
-    quantities: Mapping[str, float]
-    share: float
+Fit = Callable[[Sequence[Example]], Coefficients]
 
 
 def examples_of(board: Board, n: int) -> list[Example]:
@@ -61,49 +52,15 @@ def examples_of(board: Board, n: int) -> list[Example]:
     return found
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """The truth strays from a prediction s by sqrt(floor^2 + (slope s)^2), a standard deviation in the sense that `z`
-    of them hold the truth as often as asked. It includes what the draw of images adds."""
-
-    floor: float
-    slope: float
-    z: float
-
-    def half_width(self, predicted: Array) -> Array:
-        return np.asarray(self.z * np.sqrt(self.floor**2 + (self.slope * predicted) ** 2))
-
-
-def calibrate(predicted: Array, truth: Array, confidence: float = 0.95) -> Calibration:
-    """The narrowest floor and slope, by mean width, under which `confidence` of the truths lie inside.
-
-    predicted, truth: (m,). The floor of each slope is the smallest that holds enough of them, found exactly: of each
-    residual r, the floor that just holds it is sqrt(max((r / z)^2 - (slope s)^2, 0)).
-    """
-    from scipy.stats import norm
-
-    z = float(norm.ppf(0.5 + confidence / 2))
-    best: tuple[float, Calibration] | None = None
-    rank = min(math.ceil(confidence * len(predicted)), len(predicted)) - 1
-    for slope in SLOPES:
-        needed = np.sqrt(np.maximum(((truth - predicted) / z) ** 2 - (slope * predicted) ** 2, 0))
-        found = Calibration(max(float(np.sort(needed)[rank]), TINIEST), slope, z)
-        width = float(found.half_width(predicted).mean())
-        if best is None or width < best[0]:
-            best = width, found
-    assert best is not None
-    return best[1]
-
-
-def least_squares(names: Sequence[str]) -> Callable[[Sequence[Example]], RuleFunction]:
+def least_squares(names: Sequence[str]) -> Fit:
     """A fit: the shares as a plain sum of some quantities, coefficients >= 0 and no constant (vanilla stays 0), by
     least squares over the examples."""
     from scipy.optimize import nnls
 
-    def fit(examples: Sequence[Example]) -> RuleFunction:
+    def fit(examples: Sequence[Example]) -> Coefficients:
         x = np.array([[e.quantities[name] for name in names] for e in examples])
         weights, _ = nnls(x, np.array([e.share for e in examples]))
-        return lambda told: float(sum(w * told[name] for w, name in zip(weights, names, strict=True)))
+        return dict(zip(names, weights.tolist(), strict=True))
 
     return fit
 
@@ -115,7 +72,8 @@ class RuleReport:
     coverage: share of truths inside their prediction intervals; by_task, by_family: the same of each left out. rmse: of
     the share. spearman, kendall, regret (points), best_in_top3: means over cases and draws; without_leaks: Spearman
     without techniques that see the input's own pixels. each with (value, low, high), by resampling families.
-    calibration, pairs: fitted on everything, to ship: of a technique against vanilla, of two techniques' difference.
+    coefficients, calibration, pairs: fitted on everything, to ship: the rule, how the truth strays from it, and how the
+    difference of two techniques does.
     """
 
     n: int
@@ -129,6 +87,7 @@ class RuleReport:
     kendall: tuple[float, float, float]
     regret: tuple[float, float, float]
     best_in_top3: tuple[float, float, float]
+    coefficients: Coefficients
     calibration: Calibration
     pairs: Calibration
 
@@ -137,19 +96,20 @@ def evaluate_rule(
     board: Board,
     *,
     n: int,
-    rule: RuleFunction | None = None,
-    fit: Callable[[Sequence[Example]], RuleFunction] | None = None,
+    fit: Fit,
     confidence: float = 0.95,
     resamples: int = 400,
     seed: int = 0,
 ) -> RuleReport:
     """Leave one task and one family of domains out, together, in turn.
 
-    rule: as it is; fit: made anew from the examples of other tasks in other families. Either way the intervals are
-    calibrated on those examples alone. Raises ConfigurationError where there are not two tasks and two families.
+    fit: made anew from the examples of other tasks in other families, and the intervals calibrated on them alone.
+    Raises ConfigurationError where there are not two tasks and two families, or too few draws of n images.
     """
-    if (rule is None) == (fit is None):
-        raise ValueError("give a rule, or a fit that makes one")
+    if board.sizes.count(n) < LEAST_DRAWS:
+        raise ConfigurationError(
+            f"A rule for n = {n} wants {LEAST_DRAWS} draws of as many images, to tell their spread."
+        )
     examples = examples_of(board, n)
     folds = sorted({(e.task, e.family) for e in examples})
     if len({t for t, _ in folds}) < 2 or len({f for _, f in folds}) < 2:
@@ -161,31 +121,26 @@ def evaluate_rule(
     ] = []  # with the prediction, and whether its interval holds the truth
     for task, family in folds:
         train = [e for e in examples if e.task != task and e.family != family]
-        made = rule or fit(train)  # type: ignore[misc]
-        bounds = calibrate(*_pairs_of(made, train), confidence)
-        for e in (e for e in examples if (e.task, e.family) == (task, family)):
-            s = made(e.quantities)
-            told.append((e, s, abs(e.share - s) <= float(bounds.half_width(np.array(s)))))
-    whole = rule or fit(examples)  # type: ignore[misc]
+        made = fit(train)
+        bounds = calibrate(residuals(made, train), confidence)
+        judged = [e for e in examples if (e.task, e.family) == (task, family)]
+        out = residuals(made, judged)
+        inside = np.abs(out.truth - out.predicted) <= bounds.half_width(out.predicted, out.sampling)
+        told += zip(judged, out.predicted.tolist(), inside.tolist(), strict=True)
+    whole = fit(examples)
     return _report(board, n, told, whole, examples, confidence, resamples, seed)
-
-
-def _pairs_of(rule: RuleFunction, examples: Sequence[Example]) -> tuple[Array, Array]:
-    return np.array([rule(e.quantities) for e in examples]), np.array([e.share for e in examples])
 
 
 def _report(
     board: Board,
     n: int,
     told: Sequence[tuple[Example, float, bool]],
-    whole: RuleFunction,
+    whole: Coefficients,
     examples: Sequence[Example],
     confidence: float,
     resamples: int,
     seed: int,
 ) -> RuleReport:
-    from collections import defaultdict
-
     held: dict[tuple[str, str], list[bool]] = defaultdict(list)  # by (task, family)
     square: dict[str, list[float]] = defaultdict(list)
     guess: dict[tuple[str, str, int], dict[tuple[str, int], float]] = defaultdict(dict)
@@ -218,8 +173,9 @@ def _report(
         kendall=spread(orders["kendall"]),
         regret=spread(orders["regret"]),
         best_in_top3=spread(orders["best_in_top3"]),
-        calibration=calibrate(*_pairs_of(whole, examples), confidence),
-        pairs=calibrate(*_differences(whole, examples), confidence),
+        coefficients=whole,
+        calibration=calibrate(residuals(whole, examples), confidence),
+        pairs=calibrate(differences(whole, examples), confidence),
     )
 
 
@@ -256,17 +212,3 @@ def _interval(
     means = (drawn @ sums)[total > 0] / total[total > 0]
     low, high = np.quantile(means, [0.025, 0.975])
     return float(sums.sum() / counts.sum()), float(low), float(high)
-
-
-def _differences(rule: RuleFunction, examples: Sequence[Example]) -> tuple[Array, Array]:
-    """Predicted and true differences of all pairs of techniques in the same draw, task and place."""
-    together: dict[tuple[str, int, str, int], list[Example]] = {}
-    for e in examples:
-        together.setdefault((e.domain, e.timestep, e.task, e.draw), []).append(e)
-    predicted, truth = [], []
-    for group in together.values():
-        s, y = _pairs_of(rule, group)
-        i, j = np.triu_indices(len(s), 1)
-        predicted.append(s[i] - s[j])
-        truth.append(y[i] - y[j])
-    return np.concatenate(predicted), np.concatenate(truth)

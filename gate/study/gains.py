@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from gate.errors import ConfigurationError
 from gate.measure import share_removed
-from gate.ranking.rules import load_rules
 from gate.ranking.statistics import resample_counts
 from gate.screening.config import SCORE_METRICS
 from gate.study.cell import Cell
@@ -29,14 +28,13 @@ RISING = (
 )  # higher is better and without an error of 0: their gain is a difference, others' a share of the error
 SCORE_PROBES = ("pixel-linear", "linear")  # of the weighted score
 CARRIED = ("carried-spread", "carried-breadth", "carried-image")
-RULES = {"masks": "rule: masks", "labels": "rule: labels", "": "rule: no labels"}
 
 
 def gains(place: Place, settings: StudySettings) -> dict[str, Array]:
     """{quantity: (draws, techniques)}, draws in the order of `draws_of`.
 
     A share of vanilla's error removed, or, for those of RISING, a difference. What could not be made is 0, as of a
-    technique that does nothing. Composites: suppression, probe-gain, score (half each), and the fitted rules.
+    technique that does nothing. Composites: suppression, probe-gain, and score (half each).
     """
     draws = draws_of(settings)
     cells = list(place.cells.values())
@@ -59,7 +57,7 @@ def gains(place: Place, settings: StudySettings) -> dict[str, Array]:
             change = np.array([c.single["carried"][i] - place.vanilla.single["carried"][i] for c in cells])
             found[name] = np.tile(change, (len(draws), 1))
     found = {name: np.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0) for name, value in found.items()}
-    return found | _composed(found, [n for n, _ in draws])
+    return found | _composed(found)
 
 
 def _gain(name: str, ours: Array, theirs: Array) -> Array:
@@ -77,20 +75,13 @@ def _levels(cell: Cell, key: str, draws: list[tuple[int, slice]]) -> Array:
     return found
 
 
-def _composed(found: dict[str, Array], sizes: list[int]) -> dict[str, Array]:
+def _composed(found: dict[str, Array]) -> dict[str, Array]:
     made: dict[str, Array] = {}
     metrics = [found[m] for m in SCORE_METRICS if m in found]
     probes = [found[p] for p in SCORE_PROBES if p in found]
     if metrics and probes:
         made["suppression"], made["probe-gain"] = np.mean(metrics, axis=0), np.mean(probes, axis=0)
         made["score"] = (made["suppression"] + made["probe-gain"]) / 2
-    shipped = load_rules()
-    for name, title in RULES.items():
-        fitted = [shipped.at(name, n).coefficients for n in sizes] if name in shipped.rules else []
-        if fitted and set(fitted[0]) <= set(found):
-            made[title] = np.stack(
-                [sum(c * found[m][i] for m, c in weights.items()) for i, weights in enumerate(fitted)]
-            )
     return made
 
 

@@ -12,7 +12,7 @@ from gate.tasks import find_task
 SETTINGS = StudySettings(
     domains=("held-out", "sketches", "cluttered", "unnamed"),
     timesteps=(300,),
-    screening=64,
+    screening=128,
     sizes=(16, 32),
     draws=4,
     tasks=("classification", "classification-mlp"),

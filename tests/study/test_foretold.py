@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gate.errors import ConfigurationError
-from gate.study.foretold import calibrate, evaluate_rule, examples_of, least_squares
+from gate.study.calibration import Residuals, calibrate
+from gate.study.foretold import evaluate_rule, examples_of, least_squares
 from gate.study.places import places_of
 from gate.study.tables import Board, make_board
 from tests.study.fabricated_cells import SETTINGS, SHARES, planted_cells
@@ -21,15 +22,23 @@ def test_calibration_holds_as_many_as_asked_and_no_fewer_would_do() -> None:
     rng = np.random.default_rng(0)
     predicted = rng.normal(size=4000)
     truth = predicted + rng.normal(size=4000) * np.sqrt(0.05**2 + (0.3 * predicted) ** 2)
-    found = calibrate(predicted, truth)
-    inside = np.abs(truth - predicted) <= found.half_width(predicted) + 1e-12
+    found = calibrate(Residuals(predicted, truth, np.zeros(4000)))
+    inside = np.abs(truth - predicted) <= found.half_width(predicted, np.zeros(4000)) + 1e-12
     assert inside.mean() == pytest.approx(0.95, abs=0.001)
     assert found.slope == pytest.approx(0.3, abs=0.11)
     assert found.floor == pytest.approx(0.05, abs=0.03)
 
 
+def test_what_a_draw_of_images_adds_is_not_told_twice() -> None:
+    rng = np.random.default_rng(1)
+    shares, sampling = rng.normal(size=4000), np.full(4000, 0.1)
+    predicted = shares + sampling * rng.normal(size=4000)
+    alone = calibrate(Residuals(predicted, shares + 0.1 * rng.normal(size=4000), sampling))
+    assert alone.slope == 0 and alone.floor == pytest.approx(0.1, abs=0.01)
+
+
 def test_a_true_rule_is_covered_on_what_was_left_out(board: Board) -> None:
-    found = evaluate_rule(board, n=32, rule=lambda told: 2 * told["pixel-brier"])
+    found = evaluate_rule(board, n=32, fit=lambda _: {"pixel-brier": 2.0})
     assert 0.85 <= found.coverage[0] <= 1  # 4 % of 128 either way is chance
     assert found.coverage[1] <= found.coverage[0] <= found.coverage[2]
     assert found.spearman[0] > 0.9 and found.regret[0] < 3
@@ -38,12 +47,13 @@ def test_a_true_rule_is_covered_on_what_was_left_out(board: Board) -> None:
 
 def test_a_fit_finds_the_coefficient_and_beats_a_rule_that_is_wrong(board: Board) -> None:
     made = least_squares(("pixel-brier",))(examples_of(board, 32))
-    assert made({"pixel-brier": 1.0}) == pytest.approx(2, abs=0.15)
+    assert made["pixel-brier"] == pytest.approx(2, abs=0.15)
     fitted = evaluate_rule(board, n=32, fit=least_squares(("pixel-brier",)))
-    wrong = evaluate_rule(board, n=32, rule=lambda told: -told["pixel-brier"])
+    wrong = evaluate_rule(board, n=32, fit=lambda _: {"pixel-brier": -1.0})
     assert fitted.rmse[0] < wrong.rmse[0] / 3
     assert wrong.spearman[0] < -0.9
-    assert wrong.calibration.half_width(np.array(0.1)) > 3 * fitted.calibration.half_width(np.array(0.1))
+    width, ours = (r.calibration.half_width(np.array(0.1), np.zeros(1)) for r in (wrong, fitted))
+    assert width > 3 * ours
 
 
 def test_what_is_left_out_is_not_fitted_on(board: Board) -> None:
@@ -51,7 +61,7 @@ def test_what_is_left_out_is_not_fitted_on(board: Board) -> None:
 
     def fit(examples: object) -> object:
         seen.append({(e.task, e.family) for e in examples})  # type: ignore[attr-defined]
-        return lambda told: told["eps"]
+        return {"eps": 1.0}
 
     evaluate_rule(board, n=32, fit=fit)  # type: ignore[arg-type]
     tasks, families = {"classification", "classification-mlp"}, {"held-out", "sketches", "cluttered"}
@@ -62,7 +72,7 @@ def test_what_is_left_out_is_not_fitted_on(board: Board) -> None:
 
 def test_examples_are_every_technique_task_place_and_draw(board: Board) -> None:
     found = examples_of(board, 32)
-    assert len(found) == len(SHARES) * 2 * 4 * 2
+    assert len(found) == len(SHARES) * 2 * 4 * 4
     one = next(e for e in found if e.technique == "prompt" and e.domain == "unnamed")
     assert one.share == pytest.approx(SHARES["prompt"] / 2, abs=0.01) and one.family == "held-out"
 
@@ -70,4 +80,4 @@ def test_examples_are_every_technique_task_place_and_draw(board: Board) -> None:
 def test_one_domain_is_not_enough() -> None:
     held = [c for c in planted_cells() if c.key.domain in ("held-out", "unnamed")]
     with pytest.raises(ConfigurationError, match="two of each"):
-        evaluate_rule(make_board(places_of(held), SETTINGS), n=32, rule=lambda told: told["eps"])
+        evaluate_rule(make_board(places_of(held), SETTINGS), n=32, fit=lambda _: {"eps": 1.0})

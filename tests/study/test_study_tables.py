@@ -10,13 +10,13 @@ import pytest
 
 from gate.errors import ConfigurationError
 from gate.runs.directory import plain
-from gate.study.analysis import analyse
+from gate.study.analysis import analyse, board_of
 from gate.study.cell import file_of, load_cell, save_cell
 from gate.study.costs import cost_ratios
 from gate.study.gains import gains, truth_of_place
 from gate.study.page import page_of
 from gate.study.places import SEARCHED, places_of
-from gate.study.plan import CellKey
+from gate.study.plan import CellKey, draws_of
 from gate.study.tables import Board, make_board, stabilities, tabulate
 from tests.study.fabricated_cells import LEAKS, SETTINGS, SHARES, VANILLA_ERROR, fabricated, planted_cells
 
@@ -40,7 +40,7 @@ def test_a_place_without_vanilla_or_with_two_techniques_says_nothing() -> None:
     cells = [c for c in planted_cells() if c.key.technique != "vanilla"]
     assert places_of(cells) == []
     with pytest.raises(ConfigurationError, match="No place is ready"):
-        analyse(cells, SETTINGS)
+        board_of(cells, SETTINGS)
 
 
 def test_truth_is_the_share_that_was_planted_and_signs_are_settled_where_it_is_large() -> None:
@@ -55,7 +55,7 @@ def test_truth_is_the_share_that_was_planted_and_signs_are_settled_where_it_is_l
 
 def test_gains_are_shares_of_the_error_or_differences_and_what_is_unknown_is_nothing() -> None:
     cells = planted_cells()
-    cells[1].drawn["logme-images"] = [float("nan")] * 6
+    cells[1].drawn["logme-images"] = [float("nan")] * len(draws_of(SETTINGS))
     place = next(p for p in places_of(cells) if p.domain == cells[1].key.domain)
     found = gains(place, SETTINGS)
     j = place.techniques.index("controlnet")
@@ -109,7 +109,10 @@ def test_costs_are_sums_over_cells() -> None:
 
 
 def test_results_are_json_and_the_page_tells_them() -> None:
-    results = json.loads(json.dumps(plain(analyse(planted_cells(noise=0.01), SETTINGS, resamples=5))))
+    planted = planted_cells(noise=0.01)
+    results = json.loads(
+        json.dumps(plain(analyse(planted, SETTINGS, board_of(planted, SETTINGS), resamples=5)))
+    )
     keys = "techniques tasks spearman kendall top1_regret top3_recall coverage cost_ratio"
     assert set(keys.split()) <= set(results)
     assert results["techniques"] == sorted(SHARES)

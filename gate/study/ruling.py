@@ -1,0 +1,58 @@
+"""The rules that ship (`gate.ranking.rules`): what each is made of, how it fares on what was left out, and its file."""
+
+from __future__ import annotations
+
+from gate.ranking.rules import Fitted, Rules
+from gate.study.calibration import LEAST_DRAWS
+from gate.study.foretold import RuleReport, evaluate_rule, least_squares
+from gate.study.tables import Board
+
+# of what a screen measures, by what the samples have beside images
+RULES = {"masks": ("pixel-brier", "cosine@own"), "labels": ("brier", "eps"), "": ("eps", "cosine@own")}
+# single quantities as rules, fitted in the same way: what a rule must beat
+SINGLE = ("pixel-brier", "brier", "eps", "cosine@own", "pixel-linear", "laplacian")
+
+
+def title(name: str) -> str:
+    """How a rule is called in tables."""
+    return f"rule: {name or 'no labels'}"
+
+
+def rule_reports(board: Board, n: int) -> dict[str, RuleReport]:
+    """Of the rules, and of single quantities, each fitted on other tasks and domains; none where there are too few of
+    these, or of draws."""
+    if not _can_be_left_out(board, n):
+        return {}
+    wanted = {title(name): of for name, of in RULES.items()} | {f"{name}, fitted": (name,) for name in SINGLE}
+    return {
+        told: evaluate_rule(board, n=n, fit=least_squares(of))
+        for told, of in wanted.items()
+        if set(of) <= set(board.quantities)
+    }
+
+
+def fitted_rules(board: Board, source: str) -> Rules | None:
+    """rules.json, fitted on everything, at every number of images with enough draws; None where no rule can be."""
+    sizes = [n for n in board.settings.sizes if _can_be_left_out(board, n)]
+    made: dict[str, tuple[Fitted, ...]] = {}
+    for name, of in RULES.items():
+        if sizes and set(of) <= set(board.quantities):
+            made[name] = tuple(_fitted(evaluate_rule(board, n=n, fit=least_squares(of))) for n in sizes)
+    return Rules(source=source, rules=made) if made else None
+
+
+def _fitted(report: RuleReport) -> Fitted:
+    return Fitted(
+        n=report.n,
+        coefficients={name: round(c, 4) for name, c in report.coefficients.items()},
+        floor=round(report.calibration.floor, 4),
+        slope=report.calibration.slope,
+        pair_floor=round(report.pairs.floor, 4),
+        pair_slope=report.pairs.slope,
+        coverage=round(report.coverage[0], 3),
+    )
+
+
+def _can_be_left_out(board: Board, n: int) -> bool:
+    tasks, families = {c.task for c in board.cases}, {c.place.family for c in board.cases}
+    return board.sizes.count(n) >= LEAST_DRAWS and len(tasks) > 1 and len(families) > 1
