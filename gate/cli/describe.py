@@ -1,4 +1,4 @@
-"""`gate describe NAME`: everything known about a technique, a probe, a metric or a task; with --backbone, a backbone."""
+"""`gate describe NAME`: all that is known about a technique, probe, metric or task; or with --backbone, about one."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def describe(
     format: FormatOption = Format.table,
     debug: DebugOption = False,
 ) -> None:
-    """Show the facts, settings, cost, needs and source of a technique, a probe, a metric or a task; or of a backbone."""
+    """Show the facts, settings, cost, needs and source of a technique, probe, metric or task; or of a backbone."""
     from gate.errors import UsageError
 
     if (name is None) == (backbone is None):

@@ -56,16 +56,14 @@ class Rule:
     name: what it needs beside images: "masks", "labels" or "" for neither. coefficients: of each metric ("cosine@own")
     or probe, in the prediction, a plain sum without constant, so vanilla is predicted 0. floor, slope: the truth strays
     from a prediction s by sqrt(floor^2 + (slope s)^2) (a standard deviation), over tasks, domains and seeds of
-    training, beside what the sample of images adds; pair_floor, pair_slope: the same of the difference of two
-    techniques. n: the number of images that it is for. source: what it was fitted on.
+    training, beside what the sample of images adds. n: the number of images that it is for. source: what it was fitted
+    on.
     """
 
     name: str
     coefficients: Mapping[str, float]
     floor: float
     slope: float
-    pair_floor: float
-    pair_slope: float
     n: int
     source: str = ""
 
@@ -81,7 +79,9 @@ class Entry:
     test, adjusted over all techniques. verdict: "better" or "worse" than vanilla where p_holm is at most
     1 - confidence. So an interval that excludes 0 without a verdict has p <= 0.05 < p_holm: among so many techniques
     one such is to be expected by chance.
-    score: its interval is one of prediction where a fitted rule scored (`Ranking.rule`).
+    score: its interval is over samples, as are p, ties and verdict: what repeats on other images of this kind.
+    foretold: the same number with the interval in which a fitted rule (`Ranking.rule`) foretells a trained head's, over
+    tasks and domains too, and so wider; None without a rule.
     mean_suppression, mean_error_removed: of the metrics and probes that a reader is shown; None where there are none.
     """
 
@@ -95,6 +95,7 @@ class Entry:
     mean_error_removed: Interval | None
     suppression: Mapping[str, Interval] = field(default_factory=dict)
     probes: Mapping[str, Interval] = field(default_factory=dict)
+    foretold: Interval | None = None
     p: float = math.nan
     letters: str = ""
 

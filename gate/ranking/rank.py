@@ -16,7 +16,7 @@ from gate.measure import Measure
 from gate.ranking.comparison import Comparison
 from gate.ranking.entry import Basis, Entry, Evidence, Ranking, Rule, Verdict, Weights
 from gate.ranking.notes import basis_notes, disagreements, scale_notes
-from gate.ranking.statistics import Studentised, holm, letters, places, studentise
+from gate.ranking.statistics import Interval, Studentised, holm, letters, places, studentise
 
 EVEN = Weights()
 
@@ -38,9 +38,10 @@ def rank(
     """Rank techniques by GATE score: a fitted rule's prediction, or a weighted mean of suppression and error removed.
 
     measures: metrics and probes by name, which say how their numbers are read; a shift without one is a number whose
-    best is 0. weights: a rule predicts what a trained head would gain, and its intervals, p and ties are those of the
-    prediction; weights average. score_metrics, score_probes: what is shown as suppression and probe gain, and averaged
-    by weights; those that vanilla lacks are left out (`Ranking` says which were used). Everything measured is reported.
+    best is 0. weights: a rule predicts what a trained head would gain, with an interval of prediction beside that of
+    these samples; weights average. score_metrics, score_probes: what is shown as suppression and probe gain, and
+    averaged by weights; those that vanilla lacks are left out (`Ranking` says which were used). Everything measured is
+    reported.
     feature_scale: technique -> RMS feature norm over vanilla's; scale_sensitive: the shift metrics that follow
     it, to warn where they can be fooled.
     Raises IncomparableError where samples or cells differ, NonFiniteError where vanilla holds NaN or
@@ -54,9 +55,7 @@ def rank(
         comparison.quantities, comparison.n, resamples=resamples, seed=seed, batch=comparison.batch
     )
     rule = weights if isinstance(weights, Rule) else None
-    if rule:
-        found = _predicted(comparison, found, rule, seed)
-    entries = _entries(comparison, found, confidence)
+    entries = _entries(comparison, found, confidence, rule)
     metrics, probes = (tuple(m.name for m in part) for part in comparison.shown.values())
     kinds = {m.kind for m in comparison.coefficients}
     basis: Basis = (
@@ -72,33 +71,18 @@ def rank(
     return Ranking(entries, basis, even, metrics, probes, comparison.n, confidence, tuple(notes), rule)
 
 
-def _predicted(comparison: Comparison, found: Studentised, rule: Rule, seed: int) -> Studentised:
-    """Scores and their differences with what a trained head strays from a prediction, beside the sample of images.
+def _foretold(score: Interval, error: float, rule: Rule, confidence: float) -> Interval:
+    """What a trained head is foretold to gain: the score, and how far the truth strays from it beside the sample.
 
-    The two are independent: squared errors add up, and |t*| is that of a sample's deviation, of either sign, plus a
-    normal one. Where nothing differs from vanilla, nothing will.
+    error: the score's standard error over samples. The two are independent, so their squares add up. A technique that
+    differs from vanilla nowhere will not with a trained head.
     """
-    error, resampled, last = (
-        found.error.copy(),
-        found.resampled.copy(),
-        len(comparison.names) * comparison.block,
-    )
-    rng = np.random.default_rng([seed, 1])
-    for part, floor, slope in (
-        (slice(0, last, comparison.block), rule.floor, rule.slope),
-        (slice(last, None), rule.pair_floor, rule.pair_slope),
-    ):
-        value, own, deviation = found.value[part], found.error[part], found.resampled[part]
-        same = (value == 0) & (own == 0)
-        strays = np.where(same, 0, np.hypot(floor, slope * value))
-        error[part] = total = np.hypot(own, strays)
-        signed = deviation * rng.choice([-1.0, 1.0], deviation.shape)
-        moved = own[:, None] * signed + strays[:, None] * rng.standard_normal(deviation.shape)
-        resampled[part] = np.where(
-            same[:, None], deviation, np.abs(moved) / np.where(same, 1, total)[:, None]
-        )
-    resampled[np.isnan(resampled)] = np.inf
-    return replace(found, error=error, resampled=resampled)
+    from scipy.stats import norm
+
+    same = score.value == 0 and error == 0
+    strays = 0.0 if same else math.hypot(error, rule.floor, rule.slope * score.value)
+    half = float(norm.ppf(0.5 + confidence / 2)) * strays
+    return Interval(score.value, score.value - half, min(score.value + half, 1.0), score.n)
 
 
 def winners(ranking: Ranking, top: int = 3, *, controls: Collection[str] = ()) -> tuple[str, ...]:
@@ -107,7 +91,9 @@ def winners(ranking: Ranking, top: int = 3, *, controls: Collection[str] = ()) -
     return tuple(better[:top])
 
 
-def _entries(comparison: Comparison, found: Studentised, confidence: float) -> tuple[Entry, ...]:
+def _entries(
+    comparison: Comparison, found: Studentised, confidence: float, rule: Rule | None
+) -> tuple[Entry, ...]:
     names, block, alpha = comparison.names, comparison.block, 1 - confidence
     first_pair = len(names) * block
     intervals = [
@@ -136,6 +122,7 @@ def _entries(comparison: Comparison, found: Studentised, confidence: float) -> t
                 name=names[i],
                 rank=rank_of[i],
                 score=score,
+                foretold=_foretold(score, float(found.error[i * block]), rule, confidence) if rule else None,
                 p=float(p[i]),
                 p_holm=float(adjusted[i]),
                 verdict=_verdict(score.value, float(adjusted[i]), alpha),

@@ -32,8 +32,6 @@ class Fitted(BaseModel):
     coefficients: dict[str, float]
     floor: float
     slope: float
-    pair_floor: float
-    pair_slope: float
     coverage: float
 
 
@@ -58,8 +56,6 @@ class Rules(BaseModel):
             coefficients={m: between([f.coefficients[m] for f in fitted]) for m in fitted[0].coefficients},
             floor=between([f.floor for f in fitted]),
             slope=between([f.slope for f in fitted]),
-            pair_floor=between([f.pair_floor for f in fitted]),
-            pair_slope=between([f.pair_slope for f in fitted]),
             n=n,
             source=self.source,
         )

@@ -42,6 +42,9 @@ def verdict(
 def _choice(best: Entry, rivals: Sequence[Entry], calls: Mapping[str, float]) -> str:
     cost = calls[best.name]
     text = f"Use {_figure(best)}, {cost:g} call{'' if cost == 1 else 's'} a pass."
+    if best.foretold:
+        low, high = percent(best.foretold.low), percent(best.foretold.high)
+        text += f" A trained head: between {low} and {high} %, by the study."
     cheapest = min(rivals, key=lambda e: calls[e.name], default=best)
     if calls[cheapest.name] < cost:
         text += f" The same gain, cheaper: {cheapest.name} ({calls[cheapest.name]:g}) cannot be told from it."

@@ -37,6 +37,8 @@ CSV_COLUMNS = (
     "score",
     "ci_low",
     "ci_high",
+    "foretold_low",
+    "foretold_high",
     "n",
     "p",
     "p_holm",

@@ -156,9 +156,17 @@ def _prediction(rule: Rule, results: Results) -> str:
     elsewhere = "" if results.config["backbone"] == "tiny" else "; fitted on tiny, so elsewhere it is a guess"
     return (
         f"GATE score: the predicted share of a fully trained head's error that will be gone, from {basis} "
-        f"({made}, n = {rule.n}{elsewhere}; docs/study.md). Its interval is one of prediction: over tasks, domains and "
-        "images."
+        f"({made}, n = {rule.n}{elsewhere}; docs/study.md). Interval, p and ties speak of these images; over tasks and "
+        f"domains too, the truth strays further{_strays(results)}."
     )
+
+
+def _strays(results: Results) -> str:
+    """How far, of the first of the table."""
+    first = results.ranking[0] if results.ranking else None
+    if first is None or first.foretold_low is None or first.foretold_high is None:
+        return ""
+    return f" ({first.name}: {100 * first.foretold_low:.0f} to {100 * first.foretold_high:.0f} %; all in results.json)"
 
 
 def _count(n: int, noun: str) -> str:

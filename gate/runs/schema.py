@@ -67,6 +67,8 @@ class Row(Part):
     score: float | None
     ci_low: float | None
     ci_high: float | None
+    foretold_low: float | None = None
+    foretold_high: float | None = None
     n: int
     p: float | None = None
     p_holm: float | None
@@ -133,8 +135,6 @@ class Rule(Part):
     coefficients: dict[str, float]
     floor: float
     slope: float
-    pair_floor: float
-    pair_slope: float
     n: int
     source: str = ""
 

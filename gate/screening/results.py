@@ -144,6 +144,8 @@ def _row(
         "score": e.score.value,
         "ci_low": e.score.low,
         "ci_high": e.score.high,
+        "foretold_low": e.foretold.low if e.foretold else None,
+        "foretold_high": e.foretold.high if e.foretold else None,
         "n": n,
         "p": e.p,
         "p_holm": e.p_holm,

@@ -91,22 +91,3 @@ def residuals(rule: Coefficients, examples: Sequence[Example]) -> Residuals:
     for rows in groups.values():
         sampling[rows] = predicted[rows].std(ddof=1)
     return Residuals(predicted, np.array([e.share for e in examples]), sampling)
-
-
-def differences(rule: Coefficients, examples: Sequence[Example]) -> Residuals:
-    """Of all pairs of techniques in the same draw, task and place."""
-    places: dict[tuple[str, int, str], dict[str, dict[int, Example]]] = {}
-    for e in examples:
-        places.setdefault((e.domain, e.timestep, e.task), {}).setdefault(e.technique, {})[e.draw] = e
-    predicted, truth, sampling = [], [], []
-    for held in places.values():
-        s = np.array(
-            [[predict(rule, d[k].quantities) for k in sorted(d)] for d in held.values()]
-        )  # (techniques, draws)
-        y = np.array([next(iter(d.values())).share for d in held.values()])
-        i, j = np.triu_indices(len(s), 1)
-        change = s[i] - s[j]
-        predicted.append(change.ravel())
-        truth.append(np.repeat(y[i] - y[j], s.shape[1]))
-        sampling.append(np.repeat(change.std(axis=1, ddof=1), s.shape[1]))
-    return Residuals(np.concatenate(predicted), np.concatenate(truth), np.concatenate(sampling))

@@ -19,7 +19,6 @@ from gate.study.calibration import (
     Coefficients,
     Example,
     calibrate,
-    differences,
     residuals,
 )
 from gate.study.tables import Board, Case
@@ -72,8 +71,7 @@ class RuleReport:
     coverage: share of truths inside their prediction intervals; by_task, by_family: the same of each left out. rmse: of
     the share. spearman, kendall, regret (points), best_in_top3: means over cases and draws; without_leaks: Spearman
     without techniques that see the input's own pixels. each with (value, low, high), by resampling families.
-    coefficients, calibration, pairs: fitted on everything, to ship: the rule, how the truth strays from it, and how the
-    difference of two techniques does.
+    coefficients, calibration: fitted on everything, to ship: the rule, and how the truth strays from it.
     """
 
     n: int
@@ -89,7 +87,6 @@ class RuleReport:
     best_in_top3: tuple[float, float, float]
     coefficients: Coefficients
     calibration: Calibration
-    pairs: Calibration
 
 
 def evaluate_rule(
@@ -175,7 +172,6 @@ def _report(
         best_in_top3=spread(orders["best_in_top3"]),
         coefficients=whole,
         calibration=calibrate(residuals(whole, examples), confidence),
-        pairs=calibrate(differences(whole, examples), confidence),
     )
 
 

@@ -84,8 +84,8 @@ def _demands(results: dict[str, Any]) -> str:
     lines = [
         f"## What was asked, at n = {n}",
         "",
-        "Of each rule on tasks and domains that it was not fitted on, and of the best single quantity, which is flattered "
-        "by being chosen here. **Bold** reaches what was asked.",
+        "Of each rule on tasks and domains that it was not fitted on, and of the best single quantity, which is "
+        "flattered by being chosen here. **Bold** reaches what was asked.",
         "",
         "| figure | asked | " + " | ".join(_ruled(results)) + " | best single quantity |",
         "|---|---|" + "---|" * (len(_ruled(results)) + 1),
@@ -197,7 +197,7 @@ def _rules(results: dict[str, Any]) -> str:
         "prediction intervals (of 95 %), are made from the other tasks in the other domains. The formula is fitted on "
         "everything, and ships (`gate/ranking/rules.json`; + is of shares of vanilla's error).",
         "",
-        "| rule | formula | coverage | Spearman | without leaks | regret, points | true best in top 3 | rmse of the share |",
+        "| rule | formula | coverage | Spearman | without leaks | regret | true best in top 3 | rmse of the share |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, r in results["rules"].items():

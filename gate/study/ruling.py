@@ -47,8 +47,6 @@ def _fitted(report: RuleReport) -> Fitted:
         coefficients={name: round(c, 4) for name, c in report.coefficients.items()},
         floor=round(report.calibration.floor, 4),
         slope=report.calibration.slope,
-        pair_floor=round(report.pairs.floor, 4),
-        pair_slope=report.pairs.slope,
         coverage=round(report.coverage[0], 3),
     )
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from gate.errors import IncomparableError
 from gate.ranking.entry import Evidence, Ranking, Rule
-from gate.ranking.rank import rank
+from gate.ranking.rank import EVEN, rank
 from gate.ranking.rules import Rules, choose_rule, load_rules
 from gate.registry import select_plugins
 
@@ -26,19 +26,17 @@ RAW: dict[str, Any] = {
                 "coefficients": {"a": 4.0},
                 "floor": 0.4,
                 "slope": 0.2,
-                "pair_floor": 0.2,
-                "pair_slope": 0.1,
+                "coverage": 0.9,
             },
             {
                 "n": 32,
                 "coefficients": {"a": 2.0},
                 "floor": 0.2,
                 "slope": 0.0,
-                "pair_floor": 0.1,
-                "pair_slope": 0.0,
+                "coverage": 0.95,
             },
         ],
-        "": [{"n": 8, "coefficients": {"b": 1.0}, "floor": 0, "slope": 0, "pair_floor": 0, "pair_slope": 0}],
+        "": [{"n": 8, "coefficients": {"b": 1.0}, "floor": 0, "slope": 0, "coverage": 0.9}],
     },
 }
 
@@ -92,20 +90,34 @@ def ruled(rule: Rule, n: int = 64) -> Ranking:
 
 
 def test_a_prediction_is_the_sum_of_shares_and_its_interval_holds_what_the_truth_strays_by() -> None:
-    ranking = ruled(Rule("", {"a": 0.6}, 0.02, 0.5, 0.01, 0.1, 64))
+    ranking = ruled(Rule("", {"a": 0.6}, 0.02, 0.5, 64))
     half, bit, same = ranking.entries
     assert (half.name, half.score.value) == ("half", pytest.approx(0.3))
     assert bit.score.value == pytest.approx(0.006)
-    # the shares are constant over samples, so all that is left is what the rule strays by: about 2 standard deviations
+    # the shares are constant over samples, so all that is left is what the rule strays by: 1.96 standard deviations
     for entry, sd in ((half, math.hypot(0.02, 0.15)), (bit, math.hypot(0.02, 0.003))):
-        assert (entry.score.high - entry.score.low) / 2 == pytest.approx(1.96 * sd, rel=0.2)
-    assert half.verdict == bit.verdict == "none" and "bit" not in half.tied_with
-    assert (same.score.value, same.score.low, same.score.high) == (0, 0, 0), (
-        "nothing differs, so nothing will"
-    )
+        assert entry.foretold is not None and entry.foretold.value == entry.score.value
+        assert entry.foretold.high - entry.foretold.value == pytest.approx(1.96 * sd, rel=1e-3)
+        assert entry.score.value - entry.foretold.low == pytest.approx(1.96 * sd, rel=1e-3)
+    assert same.foretold is not None
+    assert (same.foretold.low, same.foretold.high) == (0, 0), "nothing differs, so nothing will"
     assert ranking.rule is not None and ranking.basis == "shift only"
+
+
+def test_p_ties_and_verdict_are_of_these_images_and_a_prediction_never_narrower() -> None:
+    rng = np.random.default_rng(3)
+    base = rng.uniform(1, 2, (64, 1))
+    some = Evidence({"a": base * rng.uniform(0.7, 0.9, (64, 1))})
+    arguments: dict[str, Any] = {"measures": {}, "score_metrics": ("a",), "seed": 0}
+    ruled_, plain = (
+        rank(Evidence({"a": base}), {"some": some}, weights=w, **arguments).entries[0]
+        for w in (Rule("", {"a": 1.0}, 0.3, 0.0, 64), EVEN)
+    )
+    assert (ruled_.score, ruled_.p, ruled_.verdict) == (plain.score, plain.p, plain.verdict)
+    assert ruled_.verdict == "better" and plain.foretold is None and ruled_.foretold is not None
+    assert ruled_.foretold.low < 0 < ruled_.score.low
 
 
 def test_a_rule_without_its_measure_is_refused() -> None:
     with pytest.raises(IncomparableError, match="the rule needs missing"):
-        ruled(Rule("", {"missing": 1.0}, 0, 0, 0, 0, 64))
+        ruled(Rule("", {"missing": 1.0}, 0, 0, 64))
