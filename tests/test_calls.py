@@ -104,7 +104,9 @@ def test_every_field_that_a_denoiser_reads_tells_requests_apart(batch: Batch) ->
         *(
             base.with_(conditioning=base.conditioning.replace(**{f.name: given}))
             for f, given in zip(
-                dataclasses.fields(Conditioning), [row, row, row, row, row, ("a", "b")], strict=True
+                dataclasses.fields(Conditioning),
+                [row, row, row, row, row, row, ("a", "b"), (row,)],
+                strict=True,
             )
         ),
     ]

@@ -44,13 +44,13 @@ def screen(
     ] = None,
     captions: CaptionsFlag = None,
     masks: Annotated[str | None, flag("A folder of masks, parallel to --images.", "", "DIR")] = None,
-    samples: Annotated[int | None, flag("Images, 8 or more.", "32", "N")] = None,
+    samples: Annotated[int | None, flag("Images, 8 or more.", "64", "N")] = None,
     timesteps: Annotated[
         str | None, flag("Noise levels.", "at 5 and 30 % of the schedule: 50,300 of 1000", "LIST")
     ] = None,
     alpha_bar: Annotated[str | None, flag("Noise levels as alpha_bar, instead.", "", "LIST")] = None,
     sigma: Annotated[str | None, flag("Noise levels as sigma, instead.", "", "LIST")] = None,
-    seeds: Annotated[int | None, flag("Noises per image and timestep.", "2", "N")] = None,
+    seeds: Annotated[int | None, flag("Noises per image and timestep.", "1", "N")] = None,
     layers: Annotated[str | None, flag("Layers; see gate list layers.", "paper", "LIST")] = None,
     metrics: Annotated[str | None, flag("Names, or all; see gate list metrics.", "standard", "LIST")] = None,
     probes: Annotated[str | None, flag("Names, or all; see gate list probes.", "standard", "LIST")] = None,

@@ -102,8 +102,9 @@ def silent_notes(probes: Sequence[str]) -> list[str]:
     """Probes that read nothing from anybody's features."""
     if not probes:
         return []
+    verb = "reads" if len(probes) == 1 else "read"
     return [
-        f"{_quoted(probes)} reads no more than chance from any features (one image a class, or too few): left out of "
+        f"{_quoted(probes)} {verb} no more than chance from any features (one image a class, or too few): left out of "
         "the score."
     ]
 

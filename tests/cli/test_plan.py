@@ -37,11 +37,11 @@ def test_passes_and_calls_follow_from_what_is_declared(here: Path) -> None:
     )
     rows = {row["name"]: row for row in told["techniques"]}
     assert list(rows) == ["vanilla", "freeu", "noise-ensemble", "ddim-inversion"]
-    # 10 images: a clean pass each, 3 timesteps x 2 seeds, and 4 reconstructions in 5 steps
-    assert rows["vanilla"]["passes"] == rows["freeu"]["passes"] == 10 + 60
-    assert rows["vanilla"]["calls"] == 10 + 60 + 20
+    # 10 images: a clean pass each, 3 timesteps, and 4 reconstructions in 5 steps
+    assert rows["vanilla"]["passes"] == rows["freeu"]["passes"] == 10 + 30
+    assert rows["vanilla"]["calls"] == 10 + 30 + 20
     assert rows["noise-ensemble"]["calls_per_image"] == 8
-    assert rows["noise-ensemble"]["calls"] == 10 + 60 * 8 + 20 * 8
+    assert rows["noise-ensemble"]["calls"] == 10 + 30 * 8 + 20 * 8
     assert rows["ddim-inversion"]["passes"] == 10 + 30, "its first seed stands for all"
     assert told["passes"] == sum(row["passes"] for row in rows.values())
     assert told["calls"] == sum(row["calls"] for row in rows.values())
@@ -67,7 +67,7 @@ def test_the_table_says_what_it_is(here: Path) -> None:
     result = cli.invoke(app, ["screen", "--dry-run", "--alpha-bar", "0.5,0.9"])
     flat = " ".join(result.stdout.split())
     assert result.exit_code == 0 and "calls/image" in flat and "prompt-search 37" in flat
-    assert "32 images of scenes-held-out, alpha_bar 0.5, 0.9, 2 noise seeds" in flat
+    assert "64 images of scenes-held-out, alpha_bar 0.5, 0.9, 1 noise seed" in flat
     assert "Nothing was measured or written" in flat and not list(here.iterdir())
 
 

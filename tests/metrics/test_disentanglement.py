@@ -93,7 +93,7 @@ def test_images_without_labels_are_refused_in_a_sentence_and_left_out_of_all(tin
         tuple(Sample(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(3)), name="plain"
     )
     with pytest.raises(ConfigurationError, match="metric dci needs labels, and plain has none"):
-        _served(Dci(), tiny, plain, ("dci",), print)
+        _served(Dci(), tiny, plain, False, print)
     lines: list[str] = []
-    assert not _served(Dci(), tiny, plain, ("all",), lines.append)
+    assert not _served(Dci(), tiny, plain, True, lines.append)
     assert lines == ["metric dci is left out: plain has no labels"]

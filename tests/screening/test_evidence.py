@@ -18,7 +18,9 @@ import torch
 from gate.metric import Metric, Pass
 from gate.metrics.eps import Eps
 from gate.probe import Probe, label_counts
+from gate.ranking.rules import Rules
 from gate.request import Request, Response
+from gate.screening import remarks
 from gate.screening import results as results_module
 from gate.screening.attempt import VANILLA
 from gate.screening.bench import Bench, prepare
@@ -186,6 +188,9 @@ def bench() -> Bench:
 @pytest.fixture
 def assembled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     monkeypatch.setattr(results_module, "create_technique", lambda name: TECHNIQUES[name]())
+    monkeypatch.setattr(
+        remarks, "load_rules", lambda: Rules(source="none", rules={})
+    )  # weights score, by hand
     measured = {VANILLA: measure(bench, Technique())}
     measured |= {name: measure(bench, cls()) for name, cls in TECHNIQUES.items()}
     results, _, _ = assemble(bench, measured, [])

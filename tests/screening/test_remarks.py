@@ -48,11 +48,15 @@ def results(folder: Path) -> Any:
 
 
 def test_a_probe_with_one_image_a_class_is_left_out_and_does_not_halve_the_score(results: Any) -> None:
+    assert results["score"]["rule"]["name"] == "", "neither masks nor labels that say something"
     assert results["score"]["probes"] == [] and "linear" in results["vanilla"]["probes"]
     for row in results["ranking"]:
-        assert row["score"] == row["suppression"] and row["probe_gain"] is None
+        assert row["probe_gain"] is None
         assert row["probes"]["linear"]["value"] == 0  # what would have halved it
-    assert any(n.startswith("'linear' reads no more than chance") for n in results["notes"])
+        parts = {"eps": row["metrics"]["eps"]["value"], "cosine@own": row["metrics"]["cosine@own"]["value"]}
+        rule = results["score"]["rule"]["coefficients"]
+        assert row["score"] == pytest.approx(sum(c * parts[m] for m, c in rule.items()))
+    assert any(n.startswith("'brier', 'linear' read no more than chance") for n in results["notes"])
 
 
 def test_a_control_that_does_not_lose_is_the_first_note_and_in_the_verdict(results: Any) -> None:
