@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from gate.errors import IncomparableError
 from gate.ranking.entry import Evidence, Ranking, Rule
 from gate.ranking.rank import EVEN, rank
-from gate.ranking.rules import Rules, choose_rule, load_rules
+from gate.ranking.rules import FILE, Rules, choose_rule, load_rules
 from gate.registry import select_plugins
+from gate.screening.config import make_config
 
 RAW: dict[str, Any] = {
     "source": "a test",
@@ -121,3 +122,12 @@ def test_p_ties_and_verdict_are_of_these_images_and_a_prediction_never_narrower(
 def test_a_rule_without_its_measure_is_refused() -> None:
     with pytest.raises(IncomparableError, match="the rule needs missing"):
         ruled(Rule("", {"missing": 1.0}, 0, 0, 64))
+
+
+def test_what_ships_is_what_the_study_wrote() -> None:
+    page = Path(__file__).parents[2] / "docs" / "study"
+    assert json.loads((page / "rules.json").read_text()) == json.loads(FILE.read_text())
+    said = json.loads((page / "results.json").read_text())["rules"]["rule: masks"]["coefficients"]
+    at = {f.n: f.coefficients for f in load_rules().rules["masks"]}
+    default = make_config({}).samples
+    assert at[default] == pytest.approx(said, abs=1e-4), "the page tells the rule at the default n"
