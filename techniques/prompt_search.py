@@ -37,6 +37,8 @@ class PromptSearch(Technique):
     source = "ours; after Li et al. 2023, Diffusion Classifier (arXiv 2303.16203)"
     families = frozenset({"text"})
     needs = frozenset({"class-names"})
+    listed = False
+    unlisted = "it takes 37 denoiser calls where vanilla takes one, a third of a whole screen's; name it to screen it"
     neutral: ClassVar = {"candidates": ("",)}
 
     candidates: tuple[str, ...] = ()

@@ -66,7 +66,7 @@ def test_of_a_folder_as_many_images_as_there_are(here: Path) -> None:
 def test_the_table_says_what_it_is(here: Path) -> None:
     result = cli.invoke(app, ["screen", "--dry-run", "--alpha-bar", "0.5,0.9"])
     flat = " ".join(result.stdout.split())
-    assert result.exit_code == 0 and "calls/image" in flat and "prompt-search 37" in flat
+    assert result.exit_code == 0 and "calls/image" in flat and "noise-ensemble 8" in flat
     assert "64 images of scenes-held-out, alpha_bar 0.5, 0.9, 1 noise seed" in flat
     assert "Nothing was measured or written" in flat and not list(here.iterdir())
 

@@ -33,7 +33,6 @@ WITH_WEIGHTS = tuple(  # checked on tiny with what ships beside it, and in tests
     & set(name.split("+"))
 )
 QUICK = {  # the same code in fewer calls
-    "prompt-search": "prompt-search[candidates=('a bird','a tool','a fruit'),stages=((1,2),(2,1))]",
     "noise-ensemble": "noise-ensemble[members=3]",
     "ddim-inversion": "ddim-inversion[steps=3]",
     "prompt+noise-ensemble": "prompt+noise-ensemble[members=2]",
@@ -45,6 +44,7 @@ MIXED = (
     "guidance[guider='seg',steps=2]",
     "guidance[guider='slg',scale=0]",
     "prompt[template='a drawing of {caption}',quality='low quality']",
+    "prompt-search[candidates=('a bird','a tool','a fruit'),stages=((1,2),(2,1))]",
     "cow[inversion=2,cycles=1,dilation=1]",  # dear, so not in `all`; nor are these
     "self-guidance[scale=1]",
     "mixture-t[members=2]",
