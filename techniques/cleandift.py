@@ -36,6 +36,7 @@ class CleanDift(TakesFile):
     source = "Stracke et al. 2024 (arXiv 2412.03439), section 3"
     families = frozenset({"text", "unconditional"})
     leak = "the input's own latent goes in without noise"
+    compositions = ("prompt+cleandift",)  # of all that the study tried, the best by trained heads
     replaces_latent = True
     seedless = True
 
