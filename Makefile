@@ -13,7 +13,7 @@ test: .venv/.installed-test
 	$(BIN)/python -m pytest -q
 
 slow: .venv/.installed-test
-	$(BIN)/python -m pytest -v -m slow -n 0 --durations=0
+	$(BIN)/python -m pytest -v -m slow --durations=0
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
