@@ -272,5 +272,3 @@ TECHNIQUES: dict[str, Callable[[Path, Path], str]] = {
         *(pickled_ip_adapter, image_encoder_of_its_own),
     )
 }
-# with a pickle alone in the folder, what is missing is the safetensors
-CODES = {"pickled_lora": 5, "pickled_controlnet": 5, "pickled_t2i_adapter": 5}

@@ -198,6 +198,6 @@ def test_the_command_runs_nothing_and_says_so_in_a_sentence(
         planted.sow(model, marker)
     command = [sys.executable, "-m", "gate", "screen", *asked, *QUICK, "--output", str(tmp_path / "run")]
     code, output = run(command, model)
-    assert code == planted.CODES.get(case, 3) and "gate: " in output and "Traceback" not in output, output
+    assert code == 3 and "gate: " in output and "Traceback" not in output, output
     assert str(model) in output or "evil.pt" in output or "holds no" in output, output
     assert not marker.exists()
