@@ -141,7 +141,7 @@ def test_no_winner_and_a_broken_score(tmp_path: Path) -> None:
     for key in ("score", "ci_low", "ci_high", "suppression", "suppression_low", "suppression_high"):
         setattr(run.results.ranking[1], key, None)
     assert "Winners: none" in ranking_text(run.results)
-    assert ranking_csv(run.results).splitlines()[3].startswith("2,freeu,,,,24,")
+    assert ranking_csv(run.results).splitlines()[3].startswith("2,freeu,,,,,,24,")
     assert ranking_markdown(run.results)
 
 
