@@ -14,7 +14,7 @@ from gate.errors import UsageError
 from gate.probe import label_counts
 from gate.tasks.figures import CLASSIFICATION
 from gate.tasks.loop import learn, rows_of
-from gate.tasks.stem import Features, Joined, Stem, initialise
+from gate.tasks.stem import Features, Stem, initialise, taken
 from gate.tasks.task import Array, Task, Tick, Truth
 
 JUDGED = 256
@@ -72,7 +72,7 @@ class Classification(Task):
     ) -> nn.Module:
         self.require(features, truth)
         assert truth.labels is not None
-        stem = self.stem(features, seed) if self.stem else Joined.fitted(features)
+        stem = self.enter(features, seed)
         head = ImageHead(stem, len(truth.classes), self.hidden)
         initialise(head.body, seed)
         labels = torch.from_numpy(np.ascontiguousarray(truth.labels, dtype=np.int64))
@@ -81,7 +81,7 @@ class Classification(Task):
         def loss(rows: list[int], step: int) -> Tensor:
             if fixed is not None:
                 return F.cross_entropy(head.body(fixed[rows]), labels[rows])
-            scores = head({layer: x[rows] for layer, x in features.items()})
+            scores = head(taken(features, rows))
             return F.cross_entropy(scores, labels[rows]) + stem.penalty()
 
         learn(self, head, loss, truth.ids, seed=seed, checkpoint=checkpoint, tick=tick)
@@ -110,5 +110,5 @@ class MlpClassification(Classification):
 @torch.no_grad()
 def _pooled(head: ImageHead, features: Features) -> Tensor:
     n = len(next(iter(features.values())))
-    parts = [head.pooled({layer: x[rows] for layer, x in features.items()}) for rows in rows_of(n, JUDGED)]
+    parts = [head.pooled(taken(features, rows)) for rows in rows_of(n, JUDGED)]
     return torch.cat(parts)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gate.errors import ConfigurationError, UsageError
 from gate.tasks.figures import CORRESPONDENCE
 from gate.tasks.loop import learn
-from gate.tasks.stem import Features, FirstLayer, Grid, Joined, Stem, initialise, joined, resized
+from gate.tasks.stem import Features, FirstLayer, Grid, Joined, Stem, initialise, joined, resized, taken
 from gate.tasks.task import Array, Pair, Task, Tick, Truth
 
 ALPHA = 0.1  # of PCK
@@ -96,7 +96,7 @@ class Correspondence(Task):
         side = min(self.side, truth.size)
         counts = np.zeros((len(truth.pairs), 3))
         for i, pair in enumerate(truth.pairs):
-            both = head({layer: x[[pair.source, pair.target]] for layer, x in features.items()})
+            both = head(taken(features, [pair.source, pair.target]))
             target = F.normalize(resized(both[1:], (side, side)), dim=1)[0]
             found = match(both[0], target, torch.from_numpy(pair.source_points), truth.size)
             counts[i] = hits(pair, found.numpy())
@@ -135,14 +135,14 @@ class ConvCorrespondence(Correspondence):
         pairs = [pair for pair in truth.pairs if len(pair.source_points)]
         if not pairs:
             raise ConfigurationError(f"No pair has a keypoint, so {self.name} has nothing to learn from.")
-        head = Convolution(self.stem(features, seed) if self.stem else Joined.fitted(features), self.width)
+        head = Convolution(self.enter(features, seed), self.width)
         initialise(head.body, seed)
         names = [f"{truth.ids[pair.source]}>{truth.ids[pair.target]}" for pair in pairs]
 
         def loss(rows: list[int], step: int) -> Tensor:
             chosen = [pairs[i] for i in rows]
             images = [i for pair in chosen for i in (pair.source, pair.target)]
-            maps = F.normalize(head({layer: x[images] for layer, x in features.items()}), dim=1)
+            maps = F.normalize(head(taken(features, images)), dim=1)
             scale = head.scale.clamp(max=LARGEST_SCALE).exp()
             total = maps.new_zeros(())
             for i, (row, pair) in enumerate(zip(rows, chosen, strict=True)):

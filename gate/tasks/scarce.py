@@ -15,7 +15,7 @@ from gate.errors import ConfigurationError, UsageError
 from gate.tasks.figures import SEGMENTATION
 from gate.tasks.loop import learn
 from gate.tasks.segmentation import PixelHead, grid_truth, judge_pixels
-from gate.tasks.stem import Features, FirstLayer, Joined, Stem, initialise
+from gate.tasks.stem import Features, FirstLayer, Stem, initialise, taken
 from gate.tasks.task import Array, Task, Tick, Truth
 
 
@@ -88,8 +88,8 @@ class ScarceSegmentation(Task):
     ) -> nn.Module:
         self.require(features, truth)
         rows = self.taught(truth, seed)
-        few, known = {layer: x[rows] for layer, x in features.items()}, truth.rows(rows)
-        stem = self.stem(few, seed) if self.stem else Joined.fitted(few)
+        few, known = taken(features, rows), truth.rows(rows)
+        stem = self.enter(few, seed)
         body = Ensemble(stem, len(truth.mask_classes), self.members, self.hidden)
         initialise(body, seed)
         head = PixelHead(stem, body)
@@ -98,7 +98,7 @@ class ScarceSegmentation(Task):
             raise ConfigurationError(f"No pixel is labelled, so {self.name} has nothing to learn from.")
 
         def loss(chosen: list[int], step: int) -> Tensor:
-            scores = head({layer: x[chosen] for layer, x in few.items()})
+            scores = head(taken(few, chosen))
             b, _, h, w = scores.shape
             each = scores.reshape(b * self.members, body.k, h, w)
             wanted = cells[chosen].repeat_interleave(self.members, dim=0)

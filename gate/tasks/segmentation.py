@@ -16,7 +16,7 @@ from gate.errors import ConfigurationError
 from gate.probe import grid_mask, map_counts
 from gate.tasks.figures import SEGMENTATION
 from gate.tasks.loop import learn, rows_of
-from gate.tasks.stem import Features, FirstLayer, Grid, Joined, Stem, initialise, resized
+from gate.tasks.stem import Features, FirstLayer, Grid, Stem, initialise, resized, taken
 from gate.tasks.task import Array, Task, Tick, Truth
 from gate.tasks.upernet import UperNet
 
@@ -49,11 +49,11 @@ def train_pixels(
     body: makes what follows the stem, for k classes. Images without a labelled cell are left out.
     """
     task.require(features, truth)
-    stem = task.stem(features, seed) if task.stem else Joined.fitted(features)
+    stem = task.enter(features, seed)
     head = PixelHead(stem, body(stem, len(truth.mask_classes)))
     initialise(head.body, seed)
     with torch.no_grad():
-        out = head({layer: x[:1] for layer, x in features.items()})
+        out = head(taken(features, slice(1)))
     cells = torch.from_numpy(grid_truth(truth, (int(out.shape[2]), int(out.shape[3]))))
     taught = torch.nonzero((cells >= 0).flatten(1).any(dim=1)).flatten().tolist()
     if not taught:
@@ -61,7 +61,7 @@ def train_pixels(
 
     def loss(rows: list[int], step: int) -> Tensor:
         chosen = [taught[i] for i in rows]
-        scores = head({layer: x[chosen] for layer, x in features.items()})
+        scores = head(taken(features, chosen))
         return F.cross_entropy(scores, cells[chosen], ignore_index=-1) + stem.penalty()
 
     learn(task, head, loss, [truth.ids[i] for i in taught], seed=seed, checkpoint=checkpoint, tick=tick)
@@ -84,9 +84,7 @@ def judge_pixels(scores: Callable[[Features], Tensor], features: Features, truth
     k, size = len(truth.mask_classes), truth.masks.shape[1:]
     counts = []
     for rows in rows_of(len(truth), JUDGED):
-        guess = resized(scores({layer: x[rows] for layer, x in features.items()}), (size[0], size[1])).argmax(
-            1
-        )
+        guess = resized(scores(taken(features, rows)), (size[0], size[1])).argmax(1)
         known = truth.masks[rows].reshape(guess.shape[0], -1).astype(np.int64)
         counts.append(map_counts(known, guess.flatten(1).numpy(), k))
     return np.concatenate(counts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,6 +91,11 @@ class FirstLayer(nn.Module):
         for layer, part in zip(self.layers, self.parts, strict=True):
             total = total + resized(part(features[layer]), self.grid)
         return total
+
+
+def taken(features: Features, rows: Any) -> Features:
+    """Some rows of every layer. rows: whatever indexes a tensor's first axis."""
+    return {layer: x[rows] for layer, x in features.items()}
 
 
 def joined(features: Mapping[str, Tensor], grid: Grid) -> Tensor:

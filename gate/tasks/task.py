@@ -126,6 +126,12 @@ class Task(abc.ABC):
         """Every setting, as JSON."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "stem"}
 
+    def enter(self, features: Features, seed: int) -> Stem:
+        """How features enter a head: through `stem`, or joined as they were fitted."""
+        from gate.tasks.stem import Joined
+
+        return self.stem(features, seed) if self.stem else Joined.fitted(features)
+
     @abc.abstractmethod
     def train(
         self,
