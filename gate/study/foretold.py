@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,8 @@ Array = npt.NDArray[Any]
 Fit = Callable[[Sequence[Example]], Coefficients]
 
 
-def examples_of(board: Board, n: int) -> list[Example]:
+@functools.lru_cache(maxsize=8)  # every rule is judged on the same
+def examples_of(board: Board, n: int) -> tuple[Example, ...]:
     """Every (place, task, technique, draw of n images)."""
     found = []
     for case in board.cases:
@@ -48,7 +50,7 @@ def examples_of(board: Board, n: int) -> list[Example]:
                         float(case.truth.share[j]),
                     )
                 )
-    return found
+    return tuple(found)
 
 
 def least_squares(names: Sequence[str]) -> Fit:
