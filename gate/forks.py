@@ -1,4 +1,7 @@
-"""A process of its own for one piece of work: it inherits what is loaded, works, sends what came of it, and dies."""
+"""A process of its own for a piece of work: it inherits what is loaded, works, and sends what came of it.
+
+Then it dies, or is given the next piece.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ T = TypeVar("T")
 # what takes long to import: loaded once in the parent when a fork had to, for the forks to come
 LIBRARIES = frozenset({"diffusers", "peft", "sklearn", "scipy", "transformers"})
 GRACE_SECONDS = 0.5
+ORPHAN_SECONDS = 2.0  # how often a fork without work looks whether its parent lives
 
 
 class Rows:
@@ -39,27 +43,33 @@ class Rows:
 
 
 class Fork(Generic[T]):
-    """A process for one piece of work. work() gives its result; threads: of torch in it.
+    """A process for pieces of work. work(name) gives the result of one; threads: of torch in it.
 
-    `limit`: seconds after which it is over, whatever it does; `waits`: what becomes ready when there is a result, or
-    when there will be none.
+    `limit`: seconds after which a piece is over, whatever it does; `waits`: what becomes ready when there is a result,
+    or when there will be none; `pieces`: that it was given.
     """
 
-    def __init__(self, name: str, work: Callable[[], T], threads: int) -> None:
+    def __init__(self, name: str, work: Callable[[str], T], threads: int) -> None:
         for stream in (sys.stdout, sys.stderr):  # what waits in their buffers is not the child's to print
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
         context: Any = multiprocessing.get_context("fork")
-        self.name, self.started, self.late = name, time.monotonic(), 0.0
-        self.receiver, sender = context.Pipe(duplex=False)
-        self.process = context.Process(target=_work_and_die, args=(work, threads, sender), daemon=True)
+        self.name, self.started, self.late, self.pieces, self.sent = name, time.monotonic(), 0.0, 1, False
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_work_and_die, args=(name, work, threads, theirs), daemon=True)
         with lean_fork():
             self.process.start()
-        sender.close()  # so that the pipe ends with the child
+        theirs.close()  # so that the pipe ends with the child
+
+    def then(self, name: str) -> None:
+        """Give it the next piece, after the result of the one before."""
+        self.name, self.started, self.pieces, self.sent = name, time.monotonic(), self.pieces + 1, False
+        with contextlib.suppress(OSError):  # it died meanwhile, as `waits` will tell
+            self.pipe.send_bytes(name.encode())
 
     @property
     def waits(self) -> tuple[Any, Any]:
-        return self.receiver, self.process.sentinel
+        return self.pipe, self.process.sentinel
 
     def is_over(self, ready: Sequence[Any], limit: float) -> bool:
         """Whether there is a result, or will be none."""
@@ -69,16 +79,16 @@ class Fork(Generic[T]):
         return bool(self.late)
 
     def result(self) -> tuple[T | None, list[str]]:
-        """What it sent, and the libraries that it had to load; None where it sent nothing (`fate` says why)."""
+        """What it sent, and the libraries that it had to load; None where it sent nothing, which ends it (`fate`)."""
         try:
-            if not self.late and self.receiver.poll():
+            if not self.late and self.pipe.poll():
                 # written by our own child, into a pipe that nobody else holds
-                found: tuple[T, list[str]] = pickle.loads(self.receiver.recv_bytes())
+                found: tuple[T, list[str]] = pickle.loads(self.pipe.recv_bytes())
+                self.sent = True
                 return found
         except (EOFError, OSError, pickle.UnpicklingError):  # it died before, or while, it sent
             pass
-        finally:
-            self.end()
+        self.end()
         return None, []
 
     def fate(self) -> str:
@@ -97,36 +107,43 @@ class Fork(Generic[T]):
 
     def end(self) -> None:
         """No process is left behind, whatever it does with signals."""
-        self.process.join(0 if self.late else GRACE_SECONDS)
+        self.process.join(0 if self.late or self.sent else GRACE_SECONDS)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-        self.receiver.close()
+        self.pipe.close()
 
 
-def _work_and_die(work: Callable[[], Any], threads: int, sender: Any) -> None:
+def _work_and_die(name: str, work: Callable[[str], Any], threads: int, pipe: Any) -> None:
     """In the child. It ends without the parent's exit handlers, and without waiting for threads that it left."""
+    parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the forks
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.dup2(2, 1)  # stdout is the table's, for libraries that write to it as for Python
     sys.stdout = sys.stderr
     known = set(sys.modules)
 
-    def send() -> None:
+    def serve(name: str) -> None:
         import torch
         from threadpoolctl import threadpool_limits
 
-        torch.set_num_threads(threads)
-        with threadpool_limits(threads):
-            found = work()
-        new = [m for m in sys.modules if m not in known and m.partition(".")[0] in LIBRARIES]
-        sender.send_bytes(pickle.dumps((found, new)))
-        sender.close()
+        while name:
+            torch.set_num_threads(threads)
+            with threadpool_limits(threads):
+                found = work(name)
+            new = [m for m in sys.modules if m not in known and m.partition(".")[0] in LIBRARIES]
+            known.update(new)
+            pipe.send_bytes(pickle.dumps((found, new)))
+            # the end of the pipe tells nothing: forks made later hold the parent's side of it as well
+            while not pipe.poll(ORPHAN_SECONDS):
+                if os.getppid() != parent:
+                    return
+            name = pipe.recv_bytes().decode()
 
     if threads == 1:
-        send()
+        serve(name)
     else:  # the parent's team of OpenMP threads did not come along, and its master would wait for it for ever
-        fresh = threading.Thread(target=send)
+        fresh = threading.Thread(target=serve, args=(name,))
         fresh.start()
         fresh.join()
     os._exit(0)

@@ -134,7 +134,7 @@ def over_processes(
         return
     share, rows = Share(chunks), Rows()
 
-    def attempt() -> GateError | str:
+    def attempt(_: str) -> GateError | str:
         try:
             work(iter(share), rows.add)
         except GateError as error:

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +146,14 @@ def _timed(work: Work, samples: SampleSet, setting: Setting) -> tuple[float, Dig
     if setting.processes == 1:
         return _one_process(work, images, setting)
     forks = [
-        Fork(f"timing {i}", lambda: _one_process(work, images, setting), setting.threads)
+        Fork(f"timing {i}", lambda _: _one_process(work, images, setting), setting.threads)
         for i in range(setting.processes)
     ]
     rates, digests = [], {}
     for fork in forks:
-        fork.process.join()
+        connection.wait(fork.waits)
         found, _ = fork.result()
+        fork.end()
         if found is None:
             raise RuntimeError(fork.fate())
         rates.append(found[0])

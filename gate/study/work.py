@@ -179,6 +179,10 @@ def compute(
     waiting = [g for g in groups if any(not has_cell(folder, key) for key in g.keys)]
     running: list[tuple[Group, Fork[int]]] = []
     failed: list[str] = []
+
+    def work(group: Group, _: str) -> int:
+        return compute_group(settings, group, backbone, folder, log)
+
     try:
         while waiting or running:
             while waiting and len(running) < workers:
@@ -186,13 +190,13 @@ def compute(
                 if group is None:
                     break
                 name = f"{group.domain.name} t={group.timestep}"
-                work = functools.partial(compute_group, settings, group, backbone, folder, log)
-                running.append((group, Fork(name, work, 1)))
+                running.append((group, Fork(name, functools.partial(work, group), 1)))
             ready = multiprocessing.connection.wait([w for _, f in running for w in f.waits], POLL_SECONDS)
             tick()
             for pair in [p for p in running if p[1].is_over(ready, float("inf"))]:
                 running.remove(pair)
                 found, _ = pair[1].result()
+                pair[1].end()
                 if found is None:
                     failed.append(f"{pair[1].name}: {pair[1].fate()}")
     finally:

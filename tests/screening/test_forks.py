@@ -154,6 +154,60 @@ def test_with_one_worker_each_still_has_a_fork_and_every_thread(
     assert found[VANILLA].measured is not None and found["twice"].measured is not None
 
 
+def pids(
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    names: tuple[str, ...],
+    act: Callable[[str, list[str]], None],
+) -> dict[str, str]:
+    """The process that each was measured in, one at a time. act(name, before): in it, told what it did before."""
+    before: list[str] = []  # of each process: a fork has the parent's empty list
+
+    def attempted(bench: Bench, name: str, *_: Any, alone: bool) -> Attempt:
+        act(name, before)
+        before.append(name)
+        return Attempt(name, reason=str(os.getpid()), failed=name == "broken")
+
+    monkeypatch.setattr(workers, "attempt", attempted)
+    monkeypatch.setattr(workers, "is_ours", lambda cls: True)
+    monkeypatch.setattr(workers, "_is_ours_by_name", lambda name: not name.startswith("stranger"))
+    return {a.name: a.reason for a in attempts(bench, names, 1, lambda name, rows: None)}
+
+
+def test_ours_follow_each_other_in_a_fork_and_a_stranger_has_its_own(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("one", "two", "stranger a", "stranger b", "three", "broken", "four", "five")
+    found = pids(bench, monkeypatch, names, lambda name, before: None)
+    assert list(found) == [*names] and str(os.getpid()) not in found.values()
+    together = [{"one", "two"}, {"stranger a"}, {"stranger b"}, {"three", "broken"}, {"four", "five"}]
+    assert [{n for n in names if found[n] == pid} for pid in dict.fromkeys(found.values())] == together
+
+
+def test_strangers_metrics_keep_every_technique_in_a_fork_of_its_own(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        workers, "attempt", lambda bench, name, *_, alone: Attempt(name, reason=str(os.getpid()))
+    )
+    monkeypatch.setattr(workers, "_is_ours_by_name", lambda name: True)  # Squared, a test's metric, is not
+    found = {a.name: a.reason for a in attempts(bench, ("one", "two", "three"), 1, lambda name, rows: None)}
+    assert len(set(found.values())) == 3
+
+
+def test_whoever_dies_where_others_were_measured_is_tried_by_itself(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def heavy_after_others(name: str, before: list[str]) -> None:
+        if (name == "heavy" and before) or name == "deadly":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    found = pids(bench, monkeypatch, ("one", "heavy", "two", "deadly", "three"), heavy_after_others)
+    assert found["heavy"].isdigit() and found["heavy"] != found["one"]
+    assert found["heavy"] == found["two"] != found["three"]
+    assert "SIGKILL" in found["deadly"] and found["three"].isdigit()
+
+
 @pytest.mark.parametrize(
     ("act", "said"),
     [
