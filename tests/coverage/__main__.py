@@ -56,7 +56,7 @@ def main() -> int:
             for n in options.sizes:
                 # a draw of n from a pool of N strays less than one from all scenes there are, by sqrt(1 - n / N)
                 far = 1 / math.sqrt(1 - n / options.scenes)
-                truth = truths(pool, found[n], member).get(quantity)
+                truth = truths(pool, found[n], member, n).get(quantity)
                 rows = [row[member[0]].get(quantity) for row in found[n]]
                 if truth is None or rows[0] is None:
                     cells.append("-")

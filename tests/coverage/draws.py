@@ -12,15 +12,18 @@ import numpy as np
 
 from gate.errors import ConfigurationError
 from gate.probe import make_folds
+from gate.probes.pixel_brier import PixelBrier
 from gate.probes.pixel_linear import PixelLinear
-from gate.ranking.entry import Evidence, Ranking
+from gate.ranking.entry import Evidence, Ranking, Rule
 from gate.ranking.rank import rank
+from gate.ranking.rules import choose_rule, load_rules
 from gate.ranking.statistics import Floats, paired_interval, studentise
 from gate.sample import SampleSet
 from gate.screening.config import SCORE_METRICS
 from tests.coverage.pool import EQUALS, TECHNIQUES, VANILLA, Member, Numbers
 
-QUANTITIES = ("suppression", "probe gain", "score")
+LINEAR, BRIER = PixelLinear(), PixelBrier()
+QUANTITIES = ("suppression", LINEAR.name, BRIER.name, "score")
 # how errors are skewed: (spread of sizes, of the technique's factor, how far the factor follows the size), lognormal
 SKEWED = {
     "mild (0.4, 0.15)": (0.4, 0.15, 0.0),
@@ -38,30 +41,34 @@ def draw(scenes: SampleSet, pool: Mapping[Member, Numbers], n: int, seed: int) -
         folds = make_folds(samples)
     except ConfigurationError:  # fewer scenes than classes: shift only
         folds = None
-    probe = PixelLinear()
+    probes = () if folds is None else (LINEAR, BRIER)
     everyone: dict[Member, Evidence] = {}
     for member, numbers in pool.items():
         shifts = {m: numbers.shifts[m][chosen] for m in SCORE_METRICS}
-        if folds is None:
-            everyone[member] = Evidence(shifts)
-        else:
-            counts, change = probe.judge(numbers.maps[chosen].astype(np.float32), samples, folds)
-            everyone[member] = Evidence(shifts, {probe.name: counts[:, None]}, {probe.name: change[:, None]})
+        counts, refits = {}, {}
+        for probe in probes:
+            columns, change = probe.judge(numbers.maps[chosen].astype(np.float32), samples, folds or [])
+            counts[probe.name], refits[probe.name] = columns[:, None], change[:, None]
+        everyone[member] = Evidence(shifts, counts, refits) if probes else Evidence(shifts)
+    rule = rule_of(n, with_masks=bool(probes))
 
     def ranked(members: tuple[Member, ...]) -> Ranking:
         return rank(
             everyone[VANILLA],
             {f"{name}-{noise}": everyone[name, noise] for name, noise in members},
-            measures={probe.name: probe},
+            measures={probe.name: probe for probe in probes},
+            weights=rule,
             score_metrics=SCORE_METRICS,
-            score_probes=() if folds is None else (probe.name,),
+            score_probes=tuple(probe.name for probe in probes),
             seed=seed,
         )
 
     found: dict[str, Any] = {}
     for entry in ranked(TECHNIQUES).entries:
-        each = zip(QUANTITIES, (entry.mean_suppression, entry.mean_error_removed, entry.score), strict=True)
-        found[entry.name.rpartition("-")[0]] = {q: [i.value, i.low, i.high] for q, i in each if i is not None}
+        each = {"suppression": entry.mean_suppression, **entry.probes, "score": entry.score}
+        found[entry.name.rpartition("-")[0]] = {
+            q: [i.value, i.low, i.high] for q, i in each.items() if i is not None
+        }
     equal = ranked(EQUALS).entries
     found["equals"] = {
         "split": any(len(e.tied_with) < len(equal) - 1 for e in equal),
@@ -69,6 +76,14 @@ def draw(scenes: SampleSet, pool: Mapping[Member, Numbers], n: int, seed: int) -
         "excluding 0": sum(e.score.excludes(0.0) for e in equal),
     }
     return found
+
+
+def rule_of(n: int, *, with_masks: bool) -> Rule:
+    """The rule that scores a run of n scenes."""
+    told = (*SCORE_METRICS, LINEAR.name, BRIER.name) if with_masks else SCORE_METRICS
+    rule = choose_rule(load_rules(), told, n)
+    assert rule is not None, "suppression's metrics alone are a rule's"
+    return rule
 
 
 def drawn(
@@ -85,15 +100,18 @@ def drawn(
     return done[:draws]
 
 
-def truths(pool: Mapping[Member, Numbers], done: list[dict[str, Any]], member: Member) -> dict[str, float]:
-    """What an interval should hold: suppression of all scenes; the mean gain of probes trained on n of them."""
+def truths(
+    pool: Mapping[Member, Numbers], done: list[dict[str, Any]], member: Member, n: int
+) -> dict[str, float]:
+    """What an interval should hold: of metrics the share of all scenes, of probes the mean over those trained on n of
+    them, and of the score what the rule makes of both."""
     technique, vanilla = pool[member].shifts, pool[VANILLA].shifts
-    shares = [float((1 - technique[m].sum(0) / vanilla[m].sum(0)).mean()) for m in SCORE_METRICS]
-    gains = [row[member[0]]["probe gain"][0] for row in done if "probe gain" in row[member[0]]]
-    if not gains:
-        return {"suppression": float(np.mean(shares))}
-    both = float(np.mean(shares)), float(np.mean(gains))
-    return {"suppression": both[0], "probe gain": both[1], "score": sum(both) / 2}
+    shares = {m: float((1 - technique[m].sum(0) / vanilla[m].sum(0)).mean()) for m in SCORE_METRICS}
+    rows = [row[member[0]] for row in done]
+    gains = {q: float(np.mean([r[q][0] for r in rows])) for q in (LINEAR.name, BRIER.name) if q in rows[0]}
+    rule = rule_of(n, with_masks=bool(gains))
+    score = sum(weight * (shares | gains)[name] for name, weight in rule.coefficients.items())
+    return {"suppression": float(np.mean(list(shares.values()))), **gains, "score": score}
 
 
 def skewed(kind: str, n: int, draws: int) -> int:
