@@ -26,6 +26,7 @@ from gate.study.tables import Board, Case
 
 Array = npt.NDArray[Any]
 Fit = Callable[[Sequence[Example]], Coefficients]
+BY_TIMESTEP = ("coverage", "spearman", "without_leaks", "regret", "best_in_top3")
 
 
 @functools.lru_cache(maxsize=8)  # every rule is judged on the same
@@ -73,6 +74,7 @@ class RuleReport:
     coverage: share of truths inside their prediction intervals; by_task, by_family: the same of each left out. rmse: of
     the share. spearman, kendall, regret (points), best_in_top3: means over cases and draws; without_leaks: Spearman
     without techniques that see the input's own pixels. each with (value, low, high), by resampling families.
+    by_timestep: coverage, spearman, without_leaks, regret and best_in_top3 of each timestep's cases by themselves.
     coefficients, calibration: fitted on everything, to ship: the rule, and how the truth strays from it.
     """
 
@@ -87,6 +89,7 @@ class RuleReport:
     kendall: tuple[float, float, float]
     regret: tuple[float, float, float]
     best_in_top3: tuple[float, float, float]
+    by_timestep: Mapping[str, Mapping[str, tuple[float, float, float]]]
     coefficients: Coefficients
     calibration: Calibration
 
@@ -141,10 +144,14 @@ def _report(
     seed: int,
 ) -> RuleReport:
     held: dict[tuple[str, str], list[bool]] = defaultdict(list)  # by (task, family)
+    at: dict[int, dict[str, dict[str, list[float]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )  # by timestep, figure and family
     square: dict[str, list[float]] = defaultdict(list)
     guess: dict[tuple[str, str, int], dict[tuple[str, int], float]] = defaultdict(dict)
     for e, s, inside in told:
         held[e.task, e.family].append(inside)
+        at[e.timestep]["coverage"][e.family].append(float(inside))
         square[e.family].append((e.share - s) ** 2)
         guess[e.task, e.domain, e.timestep][e.technique, e.draw] = s
     orders: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -152,6 +159,7 @@ def _report(
         predicted = _matrix(case, guess[case.task, case.place.domain, case.place.timestep])
         for name, value in _orders(case, predicted).items():
             orders[name][case.place.family].append(value)
+            at[case.place.timestep][name][case.place.family].append(value)
     families = sorted({e.family for e in examples})
 
     def spread(by_family: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:
@@ -172,6 +180,9 @@ def _report(
         kendall=spread(orders["kendall"]),
         regret=spread(orders["regret"]),
         best_in_top3=spread(orders["best_in_top3"]),
+        by_timestep={
+            str(t): {name: spread(at[t][name]) for name in BY_TIMESTEP if name in at[t]} for t in sorted(at)
+        },
         coefficients=whole,
         calibration=calibrate(residuals(whole, examples), confidence),
     )

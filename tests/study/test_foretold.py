@@ -9,8 +9,9 @@ from gate.errors import ConfigurationError
 from gate.study.calibration import Residuals, calibrate
 from gate.study.foretold import evaluate_rule, examples_of, least_squares
 from gate.study.places import places_of
+from gate.study.plan import CellKey
 from gate.study.tables import Board, make_board
-from tests.study.fabricated_cells import SETTINGS, SHARES, planted_cells
+from tests.study.fabricated_cells import SETTINGS, SHARES, fabricated, planted_cells
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,24 @@ def test_a_true_rule_is_covered_on_what_was_left_out(board: Board) -> None:
     assert found.coverage[1] <= found.coverage[0] <= found.coverage[2]
     assert found.spearman[0] > 0.9 and found.regret[0] < 3
     assert found.rmse[0] == pytest.approx(0.04, abs=0.02)  # twice the noise of the quantity
+
+
+def test_each_timestep_is_told_by_itself() -> None:
+    """At t = 50 heads say the opposite of what they say at t = 300, and so does the page."""
+    planted = planted_cells()
+    opposite = [
+        fabricated(CellKey(c.key.domain, 50, c.key.technique), SHARES.get(c.key.technique, 0.0))
+        for c in planted
+        if c.key.domain != "unnamed"
+    ]
+    for cell in opposite:
+        cell.truth = fabricated(cell.key, -SHARES.get(cell.key.technique, 0.0)).truth
+    both = make_board(places_of([*planted, *opposite]), SETTINGS)
+    found = evaluate_rule(both, n=32, fit=lambda _: {"pixel-brier": 2.0}).by_timestep
+    assert list(found) == ["50", "300"]
+    assert found["300"]["spearman"][0] > 0.95 and found["50"]["spearman"][0] < -0.95
+    assert found["300"]["coverage"][0] > found["50"]["coverage"][0]
+    assert found["300"]["regret"][0] == 0 < found["50"]["regret"][0]
 
 
 def test_a_fit_finds_the_coefficient_and_beats_a_rule_that_is_wrong(board: Board) -> None:

@@ -121,6 +121,16 @@ def test_results_are_json_and_the_page_tells_them() -> None:
     assert "| eps | 1.00 [1.00, 1.00] |" in page
     assert "Unfinished" in page  # the settings ask for more techniques than there are
     assert "| controlnet (leak) | +6.0* |" in page
+    assert page.count("## What training said, t = 300") == 1 and "The same of each timestep" not in page
+    two = {**results, "timesteps": [50, 300], "settings": {**results["settings"], "timesteps": [300, 50]}}
+    two["rules"] = {
+        name: {**report, "by_timestep": {"50": report["by_timestep"]["300"], **report["by_timestep"]}}
+        for name, report in results["rules"].items()
+    }
+    two["truth"] = [{**row, "timestep": t} for t in (300, 50) for row in results["truth"]]
+    page = page_of(two)
+    assert page.index("## What training said, t = 300") < page.index("## What training said, t = 50")
+    assert "| rule: masks | 50 | " in page and page.count("study/gains.png") == 1
 
 
 def test_a_cell_is_read_as_it_was_written(tmp_path: Path) -> None:
