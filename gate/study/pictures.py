@@ -51,7 +51,7 @@ def agreement(results: dict[str, Any]) -> Any:
         axes.minorticks_off()
         axes.set_xlabel("images of the screen, n")
         axes.axhline(0, color="black", linewidth=0.6)
-    figure.axes[0].set_ylabel("Spearman correlation with trained heads (higher is better)")
+    figure.axes[0].set_ylabel("Spearman with trained heads (higher is better)")
     figure.legend(
         *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8
     )
