@@ -127,7 +127,7 @@ def _work_and_die(name: str, work: Callable[[str], Any], threads: int, pipe: Any
         import torch
         from threadpoolctl import threadpool_limits
 
-        while name:
+        while True:
             torch.set_num_threads(threads)
             with threadpool_limits(threads):
                 found = work(name)

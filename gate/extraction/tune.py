@@ -150,14 +150,17 @@ def _timed(work: Work, samples: SampleSet, setting: Setting) -> tuple[float, Dig
         for i in range(setting.processes)
     ]
     rates, digests = [], {}
-    for fork in forks:
-        connection.wait(fork.waits)
-        found, _ = fork.result()
-        fork.end()
-        if found is None:
-            raise RuntimeError(fork.fate())
-        rates.append(found[0])
-        digests = found[1]
+    try:
+        for fork in forks:
+            connection.wait(fork.waits)
+            found, _ = fork.result()
+            if found is None:
+                raise RuntimeError(fork.fate())
+            rates.append(found[0])
+            digests = found[1]
+    finally:
+        for fork in forks:
+            fork.end()
     return len(rates) * min(rates), digests
 
 

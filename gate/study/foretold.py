@@ -144,44 +144,51 @@ def _report(
     seed: int,
 ) -> RuleReport:
     held: dict[tuple[str, str], list[bool]] = defaultdict(list)  # by (task, family)
-    at: dict[int, dict[str, dict[str, list[float]]]] = defaultdict(
-        lambda: defaultdict(lambda: defaultdict(list))
-    )  # by timestep, figure and family
-    square: dict[str, list[float]] = defaultdict(list)
+    # of each figure: (timestep, family, value)
+    values: dict[str, list[tuple[int, str, float]]] = defaultdict(list)
     guess: dict[tuple[str, str, int], dict[tuple[str, int], float]] = defaultdict(dict)
     for e, s, inside in told:
         held[e.task, e.family].append(inside)
-        at[e.timestep]["coverage"][e.family].append(float(inside))
-        square[e.family].append((e.share - s) ** 2)
+        values["coverage"].append((e.timestep, e.family, float(inside)))
+        values["square"].append((e.timestep, e.family, (e.share - s) ** 2))
         guess[e.task, e.domain, e.timestep][e.technique, e.draw] = s
-    orders: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for case in board.cases:
-        predicted = _matrix(case, guess[case.task, case.place.domain, case.place.timestep])
+        place = case.place
+        predicted = _matrix(case, guess[case.task, place.domain, place.timestep])
         for name, value in _orders(case, predicted).items():
-            orders[name][case.place.family].append(value)
-            at[case.place.timestep][name][case.place.family].append(value)
+            values[name].append((place.timestep, place.family, value))
     families = sorted({e.family for e in examples})
 
-    def spread(by_family: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:
+    def spread(name: str, at: int | None = None) -> tuple[float, float, float]:
+        """Of a figure, at one timestep or all."""
+        by_family: dict[str, list[float]] = defaultdict(list)
+        for t, family, value in values[name]:
+            if at is None or t == at:
+                by_family[family].append(value)
+        return _interval(by_family, families, resamples, seed)
+
+    def of_task(task: str) -> tuple[float, float, float]:
+        by_family = {f: [float(x) for x in held[task, f]] for f in families}
         return _interval(by_family, families, resamples, seed)
 
     inside_by_family = {f: [x for (_, g), v in held.items() if g == f for x in v] for f in families}
     tasks = sorted({e.task for e in examples})
-    rmse = spread(square)
+    rmse = spread("square")
     return RuleReport(
         n=n,
         cases=len(board.cases),
-        coverage=spread({f: [float(x) for x in v] for f, v in inside_by_family.items()}),
-        by_task={t: spread({f: [float(x) for x in held[t, f]] for f in families}) for t in tasks},
+        coverage=spread("coverage"),
+        by_task={task: of_task(task) for task in tasks},
         by_family={f: float(np.mean(v)) for f, v in inside_by_family.items()},
         rmse=(math.sqrt(rmse[0]), math.sqrt(rmse[1]), math.sqrt(rmse[2])),
-        spearman=spread(orders["spearman"]),
-        without_leaks=spread(orders["without_leaks"]),
-        kendall=spread(orders["kendall"]),
-        regret=spread(orders["regret"]),
-        best_in_top3=spread(orders["best_in_top3"]),
+        spearman=spread("spearman"),
+        without_leaks=spread("without_leaks"),
+        kendall=spread("kendall"),
+        regret=spread("regret"),
+        best_in_top3=spread("best_in_top3"),
         by_timestep={
-            str(t): {name: spread(at[t][name]) for name in BY_TIMESTEP if name in at[t]} for t in sorted(at)
+            str(t): {name: spread(name, t) for name in BY_TIMESTEP}
+            for t in sorted({e.timestep for e in examples})
         },
         coefficients=whole,
         calibration=calibrate(residuals(whole, examples), confidence),

@@ -215,7 +215,7 @@ def _rules(results: dict[str, Any]) -> str:
         ]
         for name, r in _ruled(results).items():
             for t, row in r["by_timestep"].items():
-                figures = " | ".join(told(row[key]) if key in row else "-" for key in BY_TIMESTEP)
+                figures = " | ".join(told(row[key]) for key in BY_TIMESTEP)
                 lines.append(f"| {name} | {t} | {figures} |")
     return "\n".join([*lines, ""])
 

@@ -22,8 +22,9 @@ from gate.sample import SampleSet
 from gate.screening.config import SCORE_METRICS
 from tests.coverage.pool import EQUALS, TECHNIQUES, VANILLA, Member, Numbers
 
-LINEAR, BRIER = PixelLinear(), PixelBrier()
-QUANTITIES = ("suppression", LINEAR.name, BRIER.name, "score")
+PROBES = (PixelLinear(), PixelBrier())
+PROBED = tuple(probe.name for probe in PROBES)
+QUANTITIES = ("suppression", *PROBED, "score")
 # how errors are skewed: (spread of sizes, of the technique's factor, how far the factor follows the size), lognormal
 SKEWED = {
     "mild (0.4, 0.15)": (0.4, 0.15, 0.0),
@@ -41,25 +42,25 @@ def draw(scenes: SampleSet, pool: Mapping[Member, Numbers], n: int, seed: int) -
         folds = make_folds(samples)
     except ConfigurationError:  # fewer scenes than classes: shift only
         folds = None
-    probes = () if folds is None else (LINEAR, BRIER)
     everyone: dict[Member, Evidence] = {}
     for member, numbers in pool.items():
-        shifts = {m: numbers.shifts[m][chosen] for m in SCORE_METRICS}
         counts, refits = {}, {}
-        for probe in probes:
-            columns, change = probe.judge(numbers.maps[chosen].astype(np.float32), samples, folds or [])
-            counts[probe.name], refits[probe.name] = columns[:, None], change[:, None]
-        everyone[member] = Evidence(shifts, counts, refits) if probes else Evidence(shifts)
-    rule = rule_of(n, with_masks=bool(probes))
+        if folds is not None:
+            maps = numbers.maps[chosen].astype(np.float32)
+            for probe in PROBES:
+                columns, change = probe.judge(maps, samples, folds)
+                counts[probe.name], refits[probe.name] = columns[:, None], change[:, None]
+        everyone[member] = Evidence({m: numbers.shifts[m][chosen] for m in SCORE_METRICS}, counts, refits)
+    rule = rule_of(n, with_masks=folds is not None)
 
     def ranked(members: tuple[Member, ...]) -> Ranking:
         return rank(
             everyone[VANILLA],
             {f"{name}-{noise}": everyone[name, noise] for name, noise in members},
-            measures={probe.name: probe for probe in probes},
+            measures={} if folds is None else dict(zip(PROBED, PROBES, strict=True)),
             weights=rule,
             score_metrics=SCORE_METRICS,
-            score_probes=tuple(probe.name for probe in probes),
+            score_probes=() if folds is None else PROBED,
             seed=seed,
         )
 
@@ -80,7 +81,7 @@ def draw(scenes: SampleSet, pool: Mapping[Member, Numbers], n: int, seed: int) -
 
 def rule_of(n: int, *, with_masks: bool) -> Rule:
     """The rule that scores a run of n scenes."""
-    told = (*SCORE_METRICS, LINEAR.name, BRIER.name) if with_masks else SCORE_METRICS
+    told = (*SCORE_METRICS, *PROBED) if with_masks else SCORE_METRICS
     rule = choose_rule(load_rules(), told, n)
     assert rule is not None, "suppression's metrics alone are a rule's"
     return rule
@@ -108,7 +109,7 @@ def truths(
     technique, vanilla = pool[member].shifts, pool[VANILLA].shifts
     shares = {m: float((1 - technique[m].sum(0) / vanilla[m].sum(0)).mean()) for m in SCORE_METRICS}
     rows = [row[member[0]] for row in done]
-    gains = {q: float(np.mean([r[q][0] for r in rows])) for q in (LINEAR.name, BRIER.name) if q in rows[0]}
+    gains = {q: float(np.mean([r[q][0] for r in rows])) for q in PROBED if q in rows[0]}
     rule = rule_of(n, with_masks=bool(gains))
     score = sum(weight * (shares | gains)[name] for name, weight in rule.coefficients.items())
     return {"suppression": float(np.mean(list(shares.values()))), **gains, "score": score}
