@@ -126,6 +126,14 @@ def share_removed(error: Array, vanilla: Array) -> npt.NDArray[np.float64]:
     return np.asarray(np.where(skipped, 0, shares).sum(axis=-1) / used, dtype=np.float64)
 
 
+def share_slopes(error: Array, vanilla: Array) -> tuple[Array, Array]:
+    """Derivatives of `share_removed` by each error and by vanilla's. error, vanilla: (cells,) -> (cells,) each."""
+    there = vanilla > 0
+    used = max(int((there | (error <= 0)).sum()), 1)
+    safe = np.where(there, vanilla, 1)
+    return np.where(there, -1 / safe, 0.0) / used, np.where(there, error / safe**2, 0.0) / used
+
+
 def confusion_margins(counts: Array) -> npt.NDArray[np.float64]:
     """(..., k, k) confusion counts, rows true -> (..., 3, k): counts true, predicted and correct, per class."""
     parts = [counts.sum(axis=-1), counts.sum(axis=-2), np.diagonal(counts, axis1=-2, axis2=-1)]

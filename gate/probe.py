@@ -29,6 +29,7 @@ Array = npt.NDArray[Any]
 
 MAP_SIDE = 16
 CHUNK = 64  # maps that a probe reads at once
+SKETCHES = 4  # random signs by which the part of refits is told that hangs on pairs of images
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +182,8 @@ class Probe(Measure):
 
         The second is (n,): what the error of all samples would change by if the probe were trained without this one, to
         first order. Intervals then hold the spread from refitting; with None they hold that of the judged images alone.
+        Or (n, 1 + r): beside it the same of the errors counted as the further rows of `sketching` say, which tell how
+        much of the spread hangs on pairs, a trained with a judged image, and would be counted with either.
         """
         return self.evaluate(features, samples, folds), None
 
@@ -204,6 +207,21 @@ class Probe(Measure):
         true, predicted, _ = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, -1), -2, 0)
         chance = true * predicted / np.maximum(true.sum(axis=-1, keepdims=True), 1)
         return self.error_of_sums(np.concatenate([true, predicted, chance], axis=-1), n)
+
+
+def sketching(samples: SampleSet, folds: Folds) -> Array:
+    """How r + 1 figures count what is judged on each of n samples: all alike, then by random signs, (1 + r, n).
+
+    The signs are a function of the sample's id, so every technique has the same, and have mean 0 in each fold: what a
+    training image does to all that are judged is not in them, and the mean square over signs of what it does is the sum
+    of squares of what it does to each (Hutchinson 1990, Communications in Statistics 19:433).
+    """
+    signs = np.stack(
+        [keyed_generator(f"sketching/{s.id}").choice((-1.0, 1.0), SKETCHES) for s in samples], axis=1
+    )
+    for _, test in folds:
+        signs[:, test] -= signs[:, test].mean(axis=1, keepdims=True)
+    return np.concatenate([np.ones((1, len(samples))), signs])
 
 
 def require_truth(samples: SampleSet, features: Array, folds: Folds, needs: Needs) -> int:

@@ -38,9 +38,9 @@ class Ridge:
     factor: tuple[Array, bool]
 
     def influence(self, rows: Array, y: Array, slope: Array, total: Array) -> Array:
-        """What leaving out each training row would add to a figure, to first order (infinitesimal jackknife), (m,).
+        """What leaving out each training row would add to figures, to first order (infinitesimal jackknife), (r, m).
 
-        rows, y: those of the fit. slope (c, k'), total (k',): the figure's derivatives by weights and bias. Class
+        rows, y: those of the fit. slope (r, c, k'), total (r, k'): each figure's derivatives by weights and bias. Class
         weights and standardisation stay as they are.
         """
         from scipy.linalg import cho_solve
@@ -49,13 +49,14 @@ class Ridge:
         t = (
             np.eye(len(self.present), dtype=rows.dtype)[np.searchsorted(self.present, y)] - self.level
         ) * self.root
-        centred = (slope - np.outer(self.centre, total)).astype(rows.dtype)
+        centred = (slope - self.centre[:, None] * total[:, None, :]).astype(rows.dtype)
+        flat = centred.swapaxes(0, 1).reshape(rows.shape[1], -1)  # all figures' columns at once: (c, r k')
         if len(self.factor[0]) == rows.shape[1]:
-            effect = x @ cho_solve(self.factor, centred, check_finite=False)
+            effect = x @ cho_solve(self.factor, flat, check_finite=False)
         else:
-            effect = cho_solve(self.factor, x @ centred, check_finite=False)
-        effect = effect + self.root * (total / (self.root**2).sum())
-        return -np.asarray((effect * (t - x @ self.weights)).sum(axis=1))
+            effect = cho_solve(self.factor, x @ flat, check_finite=False)
+        effect = effect.reshape(len(rows), *total.shape) + self.root[:, None] * (total / (self.root**2).sum())
+        return -np.asarray(np.einsum("mrk,mk->rm", effect, t - x @ self.weights))
 
 
 def one_hot_ridge(rows: Array, y: Array, alpha: float, *, balanced: bool) -> Ridge:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gate.measure import Direction, Figure
-from gate.probe import Folds, Probe, brier_error, pooled, require_truth, standardised
+from gate.probe import Folds, Probe, brier_error, pooled, require_truth, sketching, standardised
 from gate.probes.linear import ALPHA
 from gate.ridge import Ridge, one_hot_ridge
 from gate.sample import SampleSet
@@ -41,9 +41,12 @@ class Brier(Probe):
 
     def judge(self, features: Array, samples: SampleSet, folds: Folds) -> tuple[Array, Array]:
         columns, fits = self._fitted(features, samples, folds)
-        change = np.zeros(len(columns))
-        for (train, _), (fit, rows, labels, judged, residual) in zip(folds, fits, strict=True):
-            change[train] += fit.influence(rows, labels, 2 * judged.T @ residual, 2 * residual.sum(axis=0))
+        weights = sketching(samples, folds)
+        change = np.zeros(weights.T.shape)
+        for (train, test), (fit, rows, labels, judged, residual) in zip(folds, fits, strict=True):
+            count = 2 * weights[:, test]
+            slope = np.matmul(judged.T, count[:, :, None] * residual)
+            change[train] += fit.influence(rows, labels, slope, count @ residual).T
         return columns, change / len(columns)
 
     def error_of_sums(self, sums: Array, n: Array) -> npt.NDArray[np.float64]:

@@ -43,7 +43,8 @@ class Linear(Probe):
         for (train, test), (fit, rows, labels, judged) in zip(folds, fits, strict=True):
             response = (judged @ fit.weights + fit.bias).T[None]  # (1, k', m)
             blur = blurred(response, slopes[truth[test]][:, fit.present].T[None], BLUR)[0]
-            change[train] += fit.influence(rows, labels, judged.T @ blur.T, blur.sum(axis=1))
+            slope, total = judged.T @ blur.T, blur.sum(axis=1)
+            change[train] += fit.influence(rows, labels, slope[None], total[None])[0]
         return counts, change
 
     def _fitted(

@@ -58,7 +58,7 @@ class PixelLinear(Probe):
                 )  # (m, h w, k')
                 return blurred(fit.responses(flat), each.swapaxes(1, 2), BLUR)
 
-            change += fit.left_out(features, by_response)
+            change += fit.left_out(features, by_response)[:, 0]
         return counts, change
 
     def _fitted(
@@ -132,19 +132,26 @@ class Fit:
         folded = self.ridge.weights.T / self.std
         return np.asarray(np.matmul(folded, flat) + (self.ridge.bias - folded @ self.mean)[:, None])
 
-    def left_out(self, features: Array, by_response: Callable[[Array, Array], Array]) -> Array:
-        """What training without each of n samples would add to a figure, (n,), to first order. features: (n, c, h, w).
+    def left_out(
+        self, features: Array, by_response: Callable[[Array, Array], Array], judged: Array | None = None
+    ) -> Array:
+        """What training without each of n samples would add to figures, (n, r), to first order. features: (n, c, h, w).
 
         by_response(which are tested, their maps (m, c, h w)): a figure's derivatives by their responses, (m, k', h w).
+        judged: (r, n), how much each figure counts what is judged on each sample; None: one figure, all alike.
         """
-        slope, total = np.zeros(self.ridge.weights.shape), np.zeros(len(self.ridge.present))
+        weights = np.ones((1, len(features))) if judged is None else judged
+        c, k = self.ridge.weights.shape
+        slope, total = np.zeros((len(weights), c, k)), np.zeros((len(weights), k))
         for tested, flat in held_out(features, self.test):
             each = by_response(tested, flat)
-            slope += np.einsum("mck->ck", np.matmul(flat, each.swapaxes(1, 2)))
-            total += each.sum(axis=(0, 2))
-        by_weights = (slope - np.outer(self.mean, total)) / self.std[:, None]
+            count = weights[:, tested]
+            by_sample = np.matmul(flat, each.swapaxes(1, 2)).reshape(len(tested), -1)
+            slope += (count @ by_sample).reshape(slope.shape)
+            total += count @ each.sum(axis=2)
+        by_weights = (slope - self.mean[:, None] * total[:, None, :]) / self.std[:, None]
         change = self.ridge.influence((self.rows - self.mean) / self.std, self.y, by_weights, total)
-        return np.bincount(self.owner, change, minlength=len(features))
+        return np.stack([np.bincount(self.owner, row, minlength=len(features)) for row in change], axis=1)
 
 
 def fit_ridge(

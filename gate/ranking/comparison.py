@@ -7,6 +7,7 @@ Shift metrics and probes are the same thing here: per-sample columns, and the er
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from gate.errors import IncomparableError, NonFiniteError, UsageError
-from gate.measure import Measure, share_removed
+from gate.measure import Measure, share_removed, share_slopes
 from gate.ranking.entry import Evidence, Rule, Weights
 from gate.ranking.statistics import Floats
 
@@ -76,12 +77,14 @@ class Comparison:
         else:
             self.coefficients = self._weighted(weights, [*score_metrics, *score_probes])
         self.techniques = {name: self._columns(name, vanilla, techniques[name]) for name in self.names}
-        self.refits = {
+        told = {
             (name, m): np.asarray(evidence.refits[m.name], dtype=np.float64)
             for name, evidence in ((None, vanilla), *techniques.items())
             for m in self.measures
             if m.kind == "probe" and evidence.refits and m.name in evidence.refits
         }
+        self.refits = {key: refit if refit.ndim == 2 else refit[..., 0] for key, refit in told.items()}
+        self.sketches = {key: refit[..., 1:] for key, refit in told.items() if refit.ndim == 3}
         self.undefined = {
             (name, m)
             for name, columns in self.techniques.items()
@@ -174,9 +177,52 @@ class Comparison:
         refit = self.refits.get((name, measure))
         return errors if refit is None else np.maximum(errors + (1 - counts) @ refit, 0)
 
+    def interactions(self) -> Floats:
+        """The part of each quantity's variance that hangs on pairs of images, one trained on and one judged, (m,).
+
+        A jackknife counts it twice, once with either image (Efron & Stein 1981). Told where a probe gives sketches
+        (`gate.probe.sketching`), else 0. Quantities in the order of `quantities`.
+        """
+        out = np.zeros(len(self.names) * self.block + len(self.pairs))
+        scores = []
+        for i, name in enumerate(self.names):
+            found = {m: self._sketch(name, m) for m in self.techniques[name]}
+            known = {m: sketch for m, sketch in found.items() if sketch is not None}
+            rows = out[i * self.block : (i + 1) * self.block]
+            scores.append(sum(c * known[m] for m, c in self.coefficients.items() if m in known))
+            rows[0] = _variance(scores[-1])
+            for row, part in enumerate(self.shown.values(), start=1):
+                rows[row] = _variance(sum(known[m] / len(part) for m in part if m in known))
+            for row, measure in enumerate(self.measures, start=3):
+                rows[row] = _variance(known.get(measure, 0))
+        for row, (i, j) in enumerate(self.pairs, start=len(self.names) * self.block):
+            out[row] = _variance(scores[i] - scores[j])
+        return out
+
+    def _sketch(self, name: str, measure: Quantity) -> Floats | None:
+        """Of the share that is gone, (n, r); None where it, or vanilla's, is not told."""
+        ours, theirs = self.sketches.get((name, measure)), self.sketches.get((None, measure))
+        if ours is None or theirs is None:
+            return None
+        once = np.ones(self.n)
+        error, vanilla = (
+            measure.measure.errors(c, once) for c in (self.techniques[name][measure], self.vanilla[measure])
+        )
+        by_error, by_vanilla = share_slopes(error, vanilla)
+        return np.einsum("c,ncr->nr", by_error, ours) + np.einsum("c,ncr->nr", by_vanilla, theirs)
+
     def _score(self, shares: Mapping[Quantity, Floats]) -> Floats:
         terms = [coefficient * shares[m] for m, coefficient in self.coefficients.items()]
         return np.asarray(np.sum(terms, axis=0), dtype=np.float64)
+
+
+def _variance(sketch: Floats | float) -> float:
+    """What a jackknife makes of it: (n - 1) / n times the sum of squares over images, mean over r signs; (n, r)."""
+    if np.ndim(sketch) == 0:
+        return 0.0
+    strays = sketch - np.mean(sketch, axis=0)
+    variance = (len(strays) - 1) / len(strays) * float((strays**2).mean(axis=1).sum())
+    return variance if math.isfinite(variance) else 0.0
 
 
 def _measures(vanilla: Evidence, known: Mapping[str, Measure]) -> list[Quantity]:

@@ -22,7 +22,8 @@ class Evidence:
     metrics without layers; averaged over noise seeds, but for statistics of the set, where each seed is a cell.
     counts: probe -> (n, cells, ...), what it gave for each sample (confusion counts (n, cells, k, k), units are images
     or pixels), summed over noise seeds. What was not measured is absent.
-    refits: probe -> (n, cells), what the error would change by if the probe were trained without this sample.
+    refits: probe -> (n, cells), what the error would change by if the probe were trained without this sample, or
+    (n, cells, 1 + r), beside it that of the errors counted by r random signs (`gate.probe.Probe.judge`).
     """
 
     shifts: Mapping[str, Floats]

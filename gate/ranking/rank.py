@@ -52,7 +52,12 @@ def rank(
         resamples, 100 * len(comparison.names)
     )  # the smallest p must survive Holm over all of them
     found = studentise(
-        comparison.quantities, comparison.n, resamples=resamples, seed=seed, batch=comparison.batch
+        comparison.quantities,
+        comparison.n,
+        resamples=resamples,
+        seed=seed,
+        batch=comparison.batch,
+        interactions=comparison.interactions(),
     )
     rule = weights if isinstance(weights, Rule) else None
     entries = _entries(comparison, found, confidence, rule)

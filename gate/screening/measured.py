@@ -20,7 +20,7 @@ from gate.errors import PluginError
 from gate.metric import Metric, Pass, implied_eps
 from gate.noise_path import walk
 from gate.passes import Passed, Plan, reconstruct, single_pass
-from gate.probe import Probe, probe_map
+from gate.probe import SKETCHES, Probe, probe_map
 from gate.request import Request, Response
 from gate.screening.pictures import PCA_SAMPLES, pca_image, pca_layer
 from gate.screening.shelf import IN_MEMORY, Shelf
@@ -41,13 +41,13 @@ class Measured:
     """The numbers of one technique. t timesteps, s noise seeds, l layers, n samples, k classes, m image samples.
 
     shift: {metric or metric@own: (t, s, l, n)}. prediction: {metric of predictions or whole passes: (t, s, n)}. counts:
-    {probe: (t, s, n, k, k)}, or whatever columns it gives. refit: {probe: (t, s, n)}, `Probe.judge`. image: {metric:
-    (m,)}. A metric of several columns adds them as a last axis. reconstructions: (m, H, W, 3) uint8. pca: (PCA_SAMPLES,
-    h, w, 3) float in [0, 1]. scale: RMS of the features, (l,). carried: the three of `gate.carried.Carried`, (t, 3), of
-    the first seed; unseen: those of `Unseen`, (3,), where a stranger's technique was asked. state: what `fit` learned,
-    by key (`gate.runs.states.packed`). per_image, per_pass: calls of the denoiser, counted, for the conditioning of an
-    image and for each of its passes. ms: milliseconds per image and pass. A field is stored and read back by its type
-    alone.
+    {probe: (t, s, n, k, k)}, or whatever columns it gives. refit: {probe: (t, s, n) or (t, s, n, 1 + r)}, as
+    `Probe.judge` gives them. image: {metric: (m,)}. A metric of several columns adds them as a last axis.
+    reconstructions: (m, H, W, 3) uint8. pca: (PCA_SAMPLES, h, w, 3) float in [0, 1]. scale: RMS of the features, (l,).
+    carried: the three of `gate.carried.Carried`, (t, 3), of the first seed; unseen: those of `Unseen`, (3,), where a
+    stranger's technique was asked. state: what `fit` learned, by key (`gate.runs.states.packed`). per_image, per_pass:
+    calls of the denoiser, counted, for the conditioning of an image and for each of its passes. ms: milliseconds per
+    image and pass. fit_seconds: of fitting. A field is stored and read back by its type alone.
     """
 
     shift: dict[str, Singles] = field(default_factory=dict)
@@ -291,7 +291,13 @@ class Tally:
                 counts = out.counts.setdefault(probe.name, np.zeros((*cells, *found.shape), kind))
                 counts[i, s] = found
                 if refit is not None:
-                    out.refit.setdefault(probe.name, np.zeros((*cells, self.n), np.float32))[i, s] = refit
+                    if refit.shape not in ((self.n,), (self.n, 1 + SKETCHES)):
+                        raise PluginError(
+                            f"Probe {probe.name!r} tells refits of shape {refit.shape}; (n,) is wanted, or what "
+                            "`gate.probe.sketching` counts by."
+                        )
+                    changes = out.refit.setdefault(probe.name, np.zeros((*cells, *refit.shape), np.float32))
+                    changes[i, s] = refit
             if probe.once:  # its one reading stands for every pass
                 for table in (out.counts, out.refit):
                     if probe.name in table:

@@ -108,7 +108,9 @@ def _evidence(bench: Bench, m: Measured) -> Evidence:
     shifts = {key: cells(key, values, 3) for key, values in m.shift.items()}
     shifts |= {key: cells(key, values, 2) for key, values in m.prediction.items()}
     counts = {key: _over_seeds(known[key], values) for key, values in m.counts.items()}
-    refits = {key: values.mean(axis=1, dtype=np.float64).T for key, values in m.refit.items()}
+    refits = {
+        key: np.moveaxis(values.mean(axis=1, dtype=np.float64), 1, 0) for key, values in m.refit.items()
+    }
     return Evidence(shifts, counts, refits)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from gate.ranking.rules import Fitted, Rules
 from gate.study.calibration import LEAST_DRAWS
 from gate.study.foretold import RuleReport, evaluate_rule, least_squares
@@ -37,11 +39,7 @@ def rule_reports(board: Board, n: int) -> dict[str, RuleReport]:
     if not _can_be_left_out(board, n):
         return {}
     wanted = {title(name): of for name, of in RULES.items()} | {" + ".join(of): of for of in TRIED}
-    return {
-        told: evaluate_rule(board, n=n, fit=least_squares(of))
-        for told, of in wanted.items()
-        if set(of) <= set(board.quantities)
-    }
+    return {told: _report(board, of, n) for told, of in wanted.items() if set(of) <= set(board.quantities)}
 
 
 def fitted_rules(board: Board, source: str) -> Rules | None:
@@ -50,8 +48,13 @@ def fitted_rules(board: Board, source: str) -> Rules | None:
     made: dict[str, tuple[Fitted, ...]] = {}
     for name, of in RULES.items():
         if sizes and set(of) <= set(board.quantities):
-            made[name] = tuple(_fitted(evaluate_rule(board, n=n, fit=least_squares(of))) for n in sizes)
+            made[name] = tuple(_fitted(_report(board, of, n)) for n in sizes)
     return Rules(source=source, rules=made) if made else None
+
+
+@functools.cache  # those that ship are told of on the page as well
+def _report(board: Board, of: tuple[str, ...], n: int) -> RuleReport:
+    return evaluate_rule(board, n=n, fit=least_squares(of))
 
 
 def _fitted(report: RuleReport) -> Fitted:

@@ -136,7 +136,7 @@ def test_influences_foretell_what_training_without_a_sample_does(cls: type[Probe
 
     whole = float(probe.error_of_sums(columns.sum(axis=0), np.array(40)))
     exact = np.array([without(i) - whole for i in range(0, 40, 4)])
-    told = change[::4]
+    told = change[::4, 0]
     # standardisation, which an influence holds still, follows each of 30 images and takes back a third of what it does;
     # each of 960 positions it does not follow
     close, wide = (0.95, 0.25) if cls is PixelBrier else (0.85, 0.6)

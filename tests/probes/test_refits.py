@@ -45,19 +45,19 @@ def features(samples: SampleSet, signal: float) -> np.ndarray:
 def test_influence_is_the_derivative_by_a_rows_weight(columns):
     rng = np.random.default_rng(1)
     rows, y = rng.standard_normal((60, columns)), rng.permutation([0] * 40 + [2] * 15 + [3] * 5)
-    slope, total = rng.standard_normal((columns, 3)), rng.standard_normal(3)
+    slopes, totals = rng.standard_normal((2, columns, 3)), rng.standard_normal((2, 3))
     design, onehot = np.column_stack([rows, np.ones(60)]), (y[:, None] == [0, 2, 3]).astype(float)
     penalty = 4.0 * np.diag([1.0] * columns + [0.0])
 
-    def figure(row: int, kept: float) -> float:
+    def figures(row: int, kept: float) -> np.ndarray:
         w = np.array([20 / (y == v).sum() for v in y])
         w[row] *= kept
         found = np.linalg.solve(design.T @ (w[:, None] * design) + penalty, design.T @ (w[:, None] * onehot))
-        return float((found[:-1] * slope).sum() + (found[-1] * total).sum())
+        return (found[:-1] * slopes).sum(axis=(1, 2)) + (found[-1] * totals).sum(axis=1)
 
-    got = one_hot_ridge(rows, y, 4.0, balanced=True).influence(rows, y, slope, total)
-    expected = [(figure(i, 1 - 1e-5) - figure(i, 1 + 1e-5)) / 2e-5 for i in range(60)]
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-7)
+    got = one_hot_ridge(rows, y, 4.0, balanced=True).influence(rows, y, slopes, totals)
+    expected = [(figures(i, 1 - 1e-5) - figures(i, 1 + 1e-5)) / 2e-5 for i in range(60)]
+    np.testing.assert_allclose(got, np.transpose(expected), rtol=1e-4, atol=1e-7)
 
 
 def test_a_blurred_decision_slopes_as_it_says_and_equal_responses_have_none():
