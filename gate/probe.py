@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -182,8 +183,8 @@ class Probe(Measure):
 
         The second is (n,): what the error of all samples would change by if the probe were trained without this one, to
         first order. Intervals then hold the spread from refitting; with None they hold that of the judged images alone.
-        Or (n, 1 + r): beside it the same of the errors counted as the further rows of `sketching` say, which tell how
-        much of the spread hangs on pairs, a trained with a judged image, and would be counted with either.
+        Or (n, 1 + r): beside it sketches by `random_signs`, which tell how much of the spread hangs on pairs of a
+        trained and a judged image, and would be counted with either.
         """
         return self.evaluate(features, samples, folds), None
 
@@ -209,19 +210,27 @@ class Probe(Measure):
         return self.error_of_sums(np.concatenate([true, predicted, chance], axis=-1), n)
 
 
-def sketching(samples: SampleSet, folds: Folds) -> Array:
-    """How r + 1 figures count what is judged on each of n samples: all alike, then by random signs, (1 + r, n).
+def random_signs(samples: SampleSet, folds: Folds) -> Array:
+    """SKETCHES random signs of each sample, (r, n), with mean 0 and mean square 1 in each fold.
 
-    The signs are a function of the sample's id, so every technique has the same, and have mean 0 in each fold: what a
-    training image does to all that are judged is not in them, and the mean square over signs of what it does is the sum
-    of squares of what it does to each (Hutchinson 1990, Communications in Statistics 19:433).
+    A function of the sample's id, so every technique has the same. Let c[i, j] be what training without image i does to
+    the error on image j, less what it does to all, and what all do to j. Then ((c + c^T) signs) / sqrt(2), a sketch for
+    either image, has the mean square sum over pairs of (c[i, j] + c[j, i])^2 (Hutchinson 1990, Communications in
+    Statistics 19:433): the part of the error's variance that hangs on pairs. `sketches` makes its two terms.
     """
     signs = np.stack(
         [keyed_generator(f"sketching/{s.id}").choice((-1.0, 1.0), SKETCHES) for s in samples], axis=1
     )
     for _, test in folds:
         signs[:, test] -= signs[:, test].mean(axis=1, keepdims=True)
-    return np.concatenate([np.ones((1, len(samples))), signs])
+        signs[:, test] *= math.sqrt(len(test) / max(len(test) - 1, 1))
+    return signs
+
+
+def sketches(part: Array) -> Array:
+    """A fold's c signs of the images trained on, or c^T signs of those judged, before what they have in common is taken
+    off: (m, r) -> (m, r)."""
+    return np.asarray((part - part.mean(axis=0)) / math.sqrt(2))
 
 
 def require_truth(samples: SampleSet, features: Array, folds: Folds, needs: Needs) -> int:

@@ -37,26 +37,45 @@ class Ridge:
     root: Array
     factor: tuple[Array, bool]
 
-    def influence(self, rows: Array, y: Array, slope: Array, total: Array) -> Array:
+    def influence(self, fitted: tuple[Array, Array], slope: Array, total: Array) -> Array:
         """What leaving out each training row would add to figures, to first order (infinitesimal jackknife), (r, m).
 
-        rows, y: those of the fit. slope (r, c, k'), total (r, k'): each figure's derivatives by weights and bias. Class
-        weights and standardisation stay as they are.
+        fitted: what `of_rows` makes of them. slope (r, c, k'), total (r, k'): each figure's derivatives by weights and
+        bias. Class weights and standardisation stay as they are.
         """
         from scipy.linalg import cho_solve
 
-        x = (rows - self.centre) * self.root
-        t = (
-            np.eye(len(self.present), dtype=rows.dtype)[np.searchsorted(self.present, y)] - self.level
-        ) * self.root
-        centred = (slope - self.centre[:, None] * total[:, None, :]).astype(rows.dtype)
-        flat = centred.swapaxes(0, 1).reshape(rows.shape[1], -1)  # all figures' columns at once: (c, r k')
-        if len(self.factor[0]) == rows.shape[1]:
+        x, off = fitted
+        centred = (slope - self.centre[:, None] * total[:, None, :]).astype(x.dtype)
+        flat = centred.swapaxes(0, 1).reshape(x.shape[1], -1)  # all figures' columns at once: (c, r k')
+        if len(self.factor[0]) == x.shape[1]:
             effect = x @ cho_solve(self.factor, flat, check_finite=False)
         else:
             effect = cho_solve(self.factor, x @ flat, check_finite=False)
-        effect = effect.reshape(len(rows), *total.shape) + self.root[:, None] * (total / (self.root**2).sum())
-        return -np.asarray(np.einsum("mrk,mk->rm", effect, t - x @ self.weights))
+        effect = effect.reshape(len(x), *total.shape) + self.root[:, None] * (total / (self.root**2).sum())
+        return -np.asarray(np.einsum("mrk,mk->rm", effect, off))
+
+    def without(self, fitted: tuple[Array, Array], shares: Array) -> tuple[Array, Array]:
+        """What leaving out a share of each row, (r, m), would add to the weights, (r, c, k'), and to the bias, (r, k'),
+        to first order: the same as `influence`, the other way round."""
+        from scipy.linalg import cho_solve
+
+        x, off = fitted
+        moved = -shares.T[:, :, None].astype(x.dtype) * off[:, None, :]  # (m, r, k')
+        flat = moved.reshape(len(x), -1)
+        if len(self.factor[0]) == x.shape[1]:
+            weights = cho_solve(self.factor, x.T @ flat, check_finite=False)
+        else:
+            weights = x.T @ cho_solve(self.factor, flat, check_finite=False)
+        weights = weights.reshape(x.shape[1], *moved.shape[1:]).swapaxes(0, 1)
+        bias = np.einsum("m,mrk->rk", self.root[:, 0], moved) / (self.root**2).sum() - self.centre @ weights
+        return weights, bias
+
+    def of_rows(self, rows: Array, y: Array) -> tuple[Array, Array]:
+        """The rows of the fit as they entered it, (m, c), and how far their targets are from it, (m, k')."""
+        x = (rows - self.centre) * self.root
+        one_hot = np.eye(len(self.present), dtype=rows.dtype)[np.searchsorted(self.present, y)]
+        return x, (one_hot - self.level) * self.root - x @ self.weights
 
 
 def one_hot_ridge(rows: Array, y: Array, alpha: float, *, balanced: bool) -> Ridge:

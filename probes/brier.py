@@ -9,7 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from gate.measure import Direction, Figure
-from gate.probe import Folds, Probe, brier_error, pooled, require_truth, sketching, standardised
+from gate.probe import (
+    Folds,
+    Probe,
+    brier_error,
+    pooled,
+    random_signs,
+    require_truth,
+    sketches,
+    standardised,
+)
 from gate.probes.linear import ALPHA
 from gate.ridge import Ridge, one_hot_ridge
 from gate.sample import SampleSet
@@ -41,12 +50,17 @@ class Brier(Probe):
 
     def judge(self, features: Array, samples: SampleSet, folds: Folds) -> tuple[Array, Array]:
         columns, fits = self._fitted(features, samples, folds)
-        weights = sketching(samples, folds)
-        change = np.zeros(weights.T.shape)
+        signs = random_signs(samples, folds)
+        change = np.zeros((len(columns), 1 + len(signs)))
         for (train, test), (fit, rows, labels, judged, residual) in zip(folds, fits, strict=True):
-            count = 2 * weights[:, test]
+            count = 2 * np.concatenate([np.ones((1, len(test))), signs[:, test]])
             slope = np.matmul(judged.T, count[:, :, None] * residual)
-            change[train] += fit.influence(rows, labels, slope, count @ residual).T
+            fitted = fit.of_rows(rows, labels)
+            told = fit.influence(fitted, slope, count @ residual).T
+            by_weights, by_bias = fit.without(fitted, signs[:, train])
+            moved = np.einsum("mk,rmk->mr", 2 * residual, judged @ by_weights + by_bias[:, None])
+            change[train] += np.concatenate([told[:, :1], sketches(told[:, 1:])], axis=1)
+            change[test, 1:] += sketches(moved)
         return columns, change / len(columns)
 
     def error_of_sums(self, sums: Array, n: Array) -> npt.NDArray[np.float64]:

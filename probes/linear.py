@@ -44,7 +44,7 @@ class Linear(Probe):
             response = (judged @ fit.weights + fit.bias).T[None]  # (1, k', m)
             blur = blurred(response, slopes[truth[test]][:, fit.present].T[None], BLUR)[0]
             slope, total = judged.T @ blur.T, blur.sum(axis=1)
-            change[train] += fit.influence(rows, labels, slope[None], total[None])[0]
+            change[train] += fit.influence(fit.of_rows(rows, labels), slope[None], total[None])[0]
         return counts, change
 
     def _fitted(

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gate.measure import Direction, Figure
-from gate.probe import Folds, brier_error, require_truth, sketching
+from gate.probe import Folds, brier_error, random_signs, require_truth
 from gate.probes.pixel_linear import Fit, PixelLinear, held_out
 from gate.sample import SampleSet
 
@@ -43,14 +43,14 @@ class PixelBrier(PixelLinear):
 
     def judge(self, features: Array, samples: SampleSet, folds: Folds) -> tuple[Array, Array]:
         columns, truth, fits = self._errors(features, samples, folds)
-        judged = sketching(samples, folds)
-        change = np.zeros(judged.T.shape)
+        signs = random_signs(samples, folds)
+        change = np.zeros((len(features), 1 + len(signs)))
         for fit in fits:
 
             def by_response(tested: Array, flat: Array, fit: Fit = fit) -> Array:
                 return 2 * self._residual(fit, flat, truth[tested])
 
-            change += fit.left_out(features, by_response, judged)
+            change += fit.sketched(features, by_response, signs)
         return columns, change / max(1.0, columns[:, 1].sum())
 
     def error_of_sums(self, sums: Array, n: Array) -> npt.NDArray[np.float64]:

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gate.measure import Figure, confusion_slope
-from gate.probe import Folds, Probe, chunks, grid_mask, keyed_generator, map_counts, require_truth
+from gate.probe import Folds, Probe, chunks, grid_mask, keyed_generator, map_counts, require_truth, sketches
 from gate.ridge import Ridge, blurred, one_hot_ridge
 from gate.sample import SampleSet
 
 Array = npt.NDArray[Any]
+ByResponse = Callable[[Array, Array], Array]
 ALPHA = 1000.0  # positions of one image resemble each other: they teach less than their number says
 BLUR = 0.4  # meets the spread of refits on independent scenes, n = 16 ... 128: python -m tests.coverage
 POSITIONS = 32  # per training sample: neighbours on a map say nearly the same, and cost grows with rows
@@ -58,7 +59,7 @@ class PixelLinear(Probe):
                 )  # (m, h w, k')
                 return blurred(fit.responses(flat), each.swapaxes(1, 2), BLUR)
 
-            change += fit.left_out(features, by_response)[:, 0]
+            change += fit.left_out(features, by_response)
         return counts, change
 
     def _fitted(
@@ -132,26 +133,35 @@ class Fit:
         folded = self.ridge.weights.T / self.std
         return np.asarray(np.matmul(folded, flat) + (self.ridge.bias - folded @ self.mean)[:, None])
 
-    def left_out(
-        self, features: Array, by_response: Callable[[Array, Array], Array], judged: Array | None = None
-    ) -> Array:
-        """What training without each of n samples would add to figures, (n, r), to first order. features: (n, c, h, w).
+    def left_out(self, features: Array, by_response: ByResponse) -> Array:
+        """What training without each of n samples would add to a figure, (n,), to first order. features: (n, c, h, w).
 
         by_response(which are tested, their maps (m, c, h w)): a figure's derivatives by their responses, (m, k', h w).
-        judged: (r, n), how much each figure counts what is judged on each sample; None: one figure, all alike.
         """
-        weights = np.ones((1, len(features))) if judged is None else judged
-        c, k = self.ridge.weights.shape
-        slope, total = np.zeros((len(weights), c, k)), np.zeros((len(weights), k))
+        return self.sketched(features, by_response, np.empty((0, len(features))))[:, 0]
+
+    def sketched(self, features: Array, by_response: ByResponse, signs: Array) -> Array:
+        """The same, and beside it the sketches by signs (r, n) of what each pair of images does (`random_signs`), a row
+        for either image of a pair: (n, 1 + r). Of this fold."""
+        (c, k), n, r = self.ridge.weights.shape, len(features), len(signs)
+        fitted = self.ridge.of_rows((self.rows - self.mean) / self.std, self.y)
+        by_weights, by_bias = self.ridge.without(fitted, signs[:, self.owner])
+        slope, total = np.zeros((1 + r, c, k)), np.zeros((1 + r, k))
+        judged = np.zeros((n, r))
         for tested, flat in held_out(features, self.test):
             each = by_response(tested, flat)
-            count = weights[:, tested]
-            by_sample = np.matmul(flat, each.swapaxes(1, 2)).reshape(len(tested), -1)
-            slope += (count @ by_sample).reshape(slope.shape)
-            total += count @ each.sum(axis=2)
-        by_weights = (slope - self.mean[:, None] * total[:, None, :]) / self.std[:, None]
-        change = self.ridge.influence((self.rows - self.mean) / self.std, self.y, by_weights, total)
-        return np.stack([np.bincount(self.owner, row, minlength=len(features)) for row in change], axis=1)
+            level = each.sum(axis=2)  # (m, k')
+            steep = np.matmul(flat, each.swapaxes(1, 2)) - self.mean[:, None] * level[:, None, :]
+            steep = (steep / self.std[:, None]).reshape(len(tested), -1)
+            judged[tested] = steep @ by_weights.reshape(r, c * k).T + level @ by_bias.T
+            count = np.concatenate([np.ones((1, len(tested))), signs[:, tested]])
+            slope += (count @ steep).reshape(slope.shape)
+            total += count @ level
+        change = self.ridge.influence(fitted, slope, total)
+        out = np.stack([np.bincount(self.owner, row, minlength=n) for row in change], axis=1)
+        train = np.delete(np.arange(n), self.test)
+        out[train, 1:], out[self.test, 1:] = sketches(out[train, 1:]), sketches(judged[self.test])
+        return out
 
 
 def fit_ridge(

@@ -181,7 +181,7 @@ class Comparison:
         """The part of each quantity's variance that hangs on pairs of images, one trained on and one judged, (m,).
 
         A jackknife counts it twice, once with either image (Efron & Stein 1981). Told where a probe gives sketches
-        (`gate.probe.sketching`), else 0. Quantities in the order of `quantities`.
+        (`gate.probe.random_signs`), else 0. Quantities in the order of `quantities`.
         """
         out = np.zeros(len(self.names) * self.block + len(self.pairs))
         scores = []
@@ -218,10 +218,9 @@ class Comparison:
 
 def _variance(sketch: Floats | float) -> float:
     """What a jackknife makes of it: (n - 1) / n times the sum of squares over images, mean over r signs; (n, r)."""
-    if np.ndim(sketch) == 0:
+    if not isinstance(sketch, np.ndarray):
         return 0.0
-    strays = sketch - np.mean(sketch, axis=0)
-    variance = (len(strays) - 1) / len(strays) * float((strays**2).mean(axis=1).sum())
+    variance = (len(sketch) - 1) / len(sketch) * float(np.square(sketch).mean(axis=1).sum())
     return variance if math.isfinite(variance) else 0.0
 
 

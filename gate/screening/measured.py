@@ -293,8 +293,8 @@ class Tally:
                 if refit is not None:
                     if refit.shape not in ((self.n,), (self.n, 1 + SKETCHES)):
                         raise PluginError(
-                            f"Probe {probe.name!r} tells refits of shape {refit.shape}; (n,) is wanted, or what "
-                            "`gate.probe.sketching` counts by."
+                            f"Probe {probe.name!r} tells refits of shape {refit.shape}; (n,) is wanted, or with "
+                            "sketches by `gate.probe.random_signs`."
                         )
                     changes = out.refit.setdefault(probe.name, np.zeros((*cells, *refit.shape), np.float32))
                     changes[i, s] = refit

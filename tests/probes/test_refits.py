@@ -55,9 +55,15 @@ def test_influence_is_the_derivative_by_a_rows_weight(columns):
         found = np.linalg.solve(design.T @ (w[:, None] * design) + penalty, design.T @ (w[:, None] * onehot))
         return (found[:-1] * slopes).sum(axis=(1, 2)) + (found[-1] * totals).sum(axis=1)
 
-    got = one_hot_ridge(rows, y, 4.0, balanced=True).influence(rows, y, slopes, totals)
+    fit = one_hot_ridge(rows, y, 4.0, balanced=True)
+    fitted = fit.of_rows(rows, y)
+    got = fit.influence(fitted, slopes, totals)
     expected = [(figures(i, 1 - 1e-5) - figures(i, 1 + 1e-5)) / 2e-5 for i in range(60)]
     np.testing.assert_allclose(got, np.transpose(expected), rtol=1e-4, atol=1e-7)
+    shares = rng.standard_normal((4, 60))  # the other way round: figures of what the solution moves by
+    by_weights, by_bias = fit.without(fitted, shares)
+    moved = np.einsum("sck,rck->sr", by_weights, slopes) + by_bias @ totals.T
+    np.testing.assert_allclose(moved, shares @ got.T, rtol=1e-9)
 
 
 def test_a_blurred_decision_slopes_as_it_says_and_equal_responses_have_none():

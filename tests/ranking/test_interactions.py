@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
 
 from gate.measure import Measure, share_removed, share_slopes
-from gate.probe import SKETCHES, Folds, Probe, make_folds, sketching
-from gate.probes import brier, pixel_brier
+from gate.probe import SKETCHES, Folds, Probe, make_folds, random_signs
 from gate.probes.brier import Brier
 from gate.probes.pixel_brier import PixelBrier
 from gate.ranking.comparison import Comparison
@@ -27,14 +27,18 @@ class Mean(Measure):
     name = "mean"
 
 
-def planted(rng: np.random.Generator, n: int, own: float, pair: float) -> Evidence:
+def planted(
+    rng: np.random.Generator, n: int, own: float, pair: float, *, mutual: bool = False, signs: int = 64
+) -> Evidence:
     """n images, each trained on and judged: the error is 1 + the mean of each image's own part, spread `own`, and of a
-    part of each pair, spread `pair` times sqrt(n)."""
+    part of each pair, spread `pair` times sqrt(n); mutual: an image does to another what that does to it."""
     a = own * rng.standard_normal(n)
     c = pair * np.sqrt(n) * rng.standard_normal((n, n))  # trained on, judged
-    signs = rng.choice((-1.0, 1.0), (64, n))
-    signs -= signs.mean(axis=1, keepdims=True)
-    changes = -(c @ np.vstack([np.ones(n), signs]).T) / n**2  # without image i its part of all others is gone
+    if mutual:
+        c = np.tril(c) + np.tril(c, -1).T
+    s = rng.choice((-1.0, 1.0), (n, signs))
+    rest = c - c.mean(axis=0) - c.mean(axis=1, keepdims=True) + c.mean()
+    changes = np.column_stack([c.sum(axis=1), (rest + rest.T) @ s / np.sqrt(2)]) / -(n**2)  # without an image
     return Evidence({}, {"mean": (1 + a + c.mean(axis=0))[:, None]}, {"mean": changes[:, None, :]})
 
 
@@ -47,21 +51,28 @@ def still(n: int) -> Evidence:
     return Evidence({}, {"mean": np.ones((n, 1))}, {"mean": np.zeros((n, 1, 65))})
 
 
-@pytest.mark.parametrize(("own", "pair"), [(0.05, 0.0), (0.0, 0.05), (0.05, 0.05)])
-def test_a_jackknife_counts_pairs_twice_and_the_error_that_is_told_once(own: float, pair: float) -> None:
-    """The variance over draws is (own^2 + pair^2) / n; the jackknife's expectation (own^2 + 2 pair^2) / n."""
+@pytest.mark.parametrize(
+    ("own", "pair", "mutual"),
+    [(0.05, 0.0, False), (0.0, 0.05, False), (0.05, 0.05, False), (0.05, 0.05, True)],
+)
+def test_a_jackknife_counts_pairs_twice_and_the_error_that_is_told_once(
+    own: float, pair: float, mutual: bool
+) -> None:
+    """The variance over draws is (own^2 + pair^2) / n, and pairs add twice that where what they do is mutual; the
+    jackknife's expectation has the pairs' part twice."""
     rng, n, draws = np.random.default_rng(0), 24, 300
     plain, once, scores = [], [], []
     for _ in range(draws):
-        comparison = comparison_of(still(n), {"t": planted(rng, n, own, pair)})
+        comparison = comparison_of(still(n), {"t": planted(rng, n, own, pair, mutual=mutual)})
         parts = comparison.interactions()
         for found, interactions in ((plain, None), (once, parts)):
             one = studentise(comparison.quantities, n, resamples=20, seed=0, interactions=interactions)
             found.append(one.error[0] ** 2)
         scores.append(one.value[0])
-    wanted = (own**2 + pair**2) / n
+    of_pairs = pair**2 * (2 if mutual else 1)
+    wanted = (own**2 + of_pairs) / n
     assert np.var(scores) == pytest.approx(wanted, rel=0.25)
-    assert np.mean(plain) == pytest.approx((own**2 + 2 * pair**2) / n, rel=0.12)
+    assert np.mean(plain) == pytest.approx((own**2 + 2 * of_pairs) / n, rel=0.12)
     assert np.mean(once) == pytest.approx(
         wanted, rel=0.2
     )  # where pairs are all there is, no more than half is cut
@@ -123,29 +134,42 @@ def test_a_share_slopes_as_it_says_cells_without_an_error_included() -> None:
 def test_signs_belong_to_the_image_and_cancel_in_each_fold() -> None:
     samples = data(n=21)
     folds = make_folds(samples)
-    found = sketching(samples, folds)
-    assert found.shape == (1 + SKETCHES, 21) and (found[0] == 1).all()
+    found = random_signs(samples, folds)
+    assert found.shape == (SKETCHES, 21)
     for _, test in folds:
-        np.testing.assert_allclose(found[1:, test].sum(axis=1), 0, atol=1e-12)
+        np.testing.assert_allclose(found[:, test].sum(axis=1), 0, atol=1e-12)
     order = np.random.default_rng(0).permutation(21)
     mixed = dataclasses.replace(samples, samples=tuple(samples[int(i)] for i in order))
-    np.testing.assert_allclose(sketching(mixed, Folds(folds.assignment[order])), found[:, order])
+    np.testing.assert_allclose(random_signs(mixed, Folds(folds.assignment[order])), found[:, order])
 
 
-@pytest.mark.parametrize(("cls", "module"), [(Brier, brier), (PixelBrier, pixel_brier)])
+@pytest.mark.parametrize("cls", [Brier, PixelBrier])
 def test_sketches_are_of_what_each_trained_image_does_to_each_judged(
-    cls: type[Probe], module: object, monkeypatch: pytest.MonkeyPatch
+    cls: type[Probe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples, probe = data(n=24), cls()
     x, folds = features(samples, 0.5), make_folds(samples)
-    signs = sketching(samples, folds)
+    signs = random_signs(samples, folds)
     columns, told = probe.judge(x, samples, folds)
-    monkeypatch.setattr(module, "sketching", lambda *_: np.eye(24))
-    _, each = probe.judge(x, samples, folds)  # (trained on, judged)
-    assert told is not None and each is not None
-    np.testing.assert_allclose(told, each @ signs.T, rtol=1e-3, atol=1e-6 * np.abs(told).max())
-    same = folds.assignment[:, None] == folds.assignment
-    assert not each[same].any() and np.abs(each[~same]).min() > 0
+    assert told is not None and told.shape == (24, 1 + SKETCHES)
+
+    parts: list[
+        np.ndarray
+    ] = []  # of each fold: what is done by images, one column a judged one, and the same to images
+    monkeypatch.setattr(sys.modules[cls.__module__], "random_signs", lambda *_: np.eye(24))
+    for name in ("gate.probes.brier", "gate.probes.pixel_linear"):
+        monkeypatch.setattr(sys.modules[name], "sketches", lambda part: parts.append(part) or part)
+    probe.judge(x, samples, folds)
+    wanted, every = np.zeros((24, SKETCHES)), np.zeros((24, 24))
+    for (train, test), by, to in zip(folds, parts[::2], parts[1::2], strict=True):
+        np.testing.assert_allclose(by[:, test], to[:, train].T, rtol=1e-3, atol=1e-5 * np.abs(by).max())
+        c = by[:, test] / columns[:, 1].sum()
+        every[np.ix_(train, test)] = c
+        rest = c - c.mean(axis=0) - c.mean(axis=1, keepdims=True) + c.mean()
+        wanted[train] += rest @ signs[:, test].T / np.sqrt(2)
+        wanted[test] += rest.T @ signs[:, train].T / np.sqrt(2)
+    np.testing.assert_allclose(told[:, 1:], wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+    np.testing.assert_allclose(told[:, 0], every.sum(axis=1), rtol=1e-3, atol=1e-5 * np.abs(told[:, 0]).max())
 
     i, fold = (
         0,
@@ -157,7 +181,7 @@ def test_sketches_are_of_what_each_trained_image_does_to_each_judged(
     part = dataclasses.replace(samples, samples=tuple(samples[int(j)] for j in order))
     without = probe.evaluate(x[order], part, Folds(np.array([0] * len(kept) + [1] * len(test))))[len(kept) :]
     exact = (without[:, 0] - columns[test, 0]) / columns[:, 1].sum()
-    assert np.corrcoef(exact, each[i, test])[0, 1] > 0.8
+    assert np.corrcoef(exact, every[i, test])[0, 1] > 0.8
 
 
 def test_the_score_of_a_squared_error_is_told_more_closely() -> None:
@@ -183,4 +207,4 @@ def test_the_score_of_a_squared_error_is_told_more_closely() -> None:
         return found.score.value, found.score.high - found.score.low
 
     (value, wide), (same, narrow) = entry(False), entry(True)
-    assert value == same and 1 / np.sqrt(2) <= narrow / wide < 1
+    assert value == same and 0.7 < narrow / wide < 1  # by no more than 1 / sqrt(2)
