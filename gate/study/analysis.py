@@ -8,6 +8,7 @@ from typing import Any
 
 from gate.errors import ConfigurationError
 from gate.screening.config import ScreenConfig
+from gate.study.ceiling import ceilings
 from gate.study.cell import Cell
 from gate.study.costs import cost_ratios
 from gate.study.foretold import RuleReport
@@ -55,6 +56,7 @@ def analyse(
         "quantities": list(board.quantities),
         **tables,
         "stability": stabilities(board),
+        "ceiling": ceilings(board),
         "coverage": {POOLED: coverage, **_coverage_by_task(reports)},
         "cost_ratio": cost_ratios(cells, settings),
         "rules": reports,

@@ -165,11 +165,11 @@ def _report(
         for t, family, value in values[name]:
             if at is None or t == at:
                 by_family[family].append(value)
-        return _interval(by_family, families, resamples, seed)
+        return interval_over_families(by_family, families, resamples, seed)
 
     def of_task(task: str) -> tuple[float, float, float]:
         by_family = {f: [float(x) for x in held[task, f]] for f in families}
-        return _interval(by_family, families, resamples, seed)
+        return interval_over_families(by_family, families, resamples, seed)
 
     inside_by_family = {f: [x for (_, g), v in held.items() if g == f for x in v] for f in families}
     tasks = sorted({e.task for e in examples})
@@ -214,7 +214,7 @@ def _orders(case: Case, predicted: Array) -> dict[str, float]:
     return {name: float(np.mean(value)) for name, value in found.items()}
 
 
-def _interval(
+def interval_over_families(
     by_family: Mapping[str, Sequence[float]], families: Sequence[str], resamples: int, seed: int
 ) -> tuple[float, float, float]:
     """Mean over all values, and its 95 % interval by resampling families."""

@@ -97,25 +97,29 @@ class Truth:
     vanilla: float
 
 
+def head_errors(cell: Cell, task: str, counts: Array) -> Array:
+    """The figure's error on test samples that count so often, mean over the heads' seeds. counts: (m, n) -> (m,).
+
+    Raises ConfigurationError where the cell holds no such task.
+    """
+    if task not in cell.truth:
+        raise ConfigurationError(f"{cell.key} holds no {task}; it is of another study.")
+    measure, heads = find_task(task).measures[0], cell.truth[task].astype(np.float64)
+    return np.asarray(np.mean([measure.errors(c[:, None], counts)[..., 0] for c in heads], axis=0))
+
+
 def truth_of_place(place: Place, task: str, *, resamples: int = 400, seed: int = 0) -> Truth:
     """Means over the heads' seeds; intervals of 95 % by resampling test samples, the same for all techniques."""
-    measure = find_task(task).measures[0]
-
-    def errors(cell: Cell, counts: Array) -> Array:
-        if task not in cell.truth:
-            raise ConfigurationError(f"{cell.key} holds no {task}; it is of another study.")
-        heads = cell.truth[task].astype(np.float64)
-        found: Array = np.mean([measure.errors(c[:, None], counts)[..., 0] for c in heads], axis=0)
-        return found
-
+    if task not in place.vanilla.truth:
+        raise ConfigurationError(f"{place.vanilla.key} holds no {task}; it is of another study.")
     n = place.vanilla.truth[task].shape[1]
     once = np.ones((1, n))
     counts = resample_counts(np.random.default_rng([seed, n]), n, resamples)
-    base, drawn = errors(place.vanilla, once)[0], errors(place.vanilla, counts)
+    base, drawn = head_errors(place.vanilla, task, once)[0], head_errors(place.vanilla, task, counts)
     share, points, sign = [], [], []
     for cell in place.cells.values():
-        error = errors(cell, once)[0]
-        low, high = np.quantile(drawn - errors(cell, counts), [0.025, 0.975])
+        error = head_errors(cell, task, once)[0]
+        low, high = np.quantile(drawn - head_errors(cell, task, counts), [0.025, 0.975])
         share.append(1 - error / base if base > 0 else 0.0)
         points.append(100 * (base - error))
         sign.append(1.0 if low > 0 else -1.0 if high < 0 else 0.0)

@@ -1,5 +1,6 @@
 """docs/study.md, written from results.json alone."""
 
+# long: one page, a function for each of its parts
 from __future__ import annotations
 
 import math
@@ -113,7 +114,23 @@ def _demands(results: dict[str, Any]) -> str:
     lines.append(
         f"| Seconds of the screen over those of training | <= 0.02 | {ratio} |" + " |" * len(_ruled(results))
     )
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *_ceiling(results)])
+
+
+def _ceiling(results: dict[str, Any]) -> list[str]:
+    """How far the truth's own noise lets anybody come."""
+    by_subset = results["ceiling"]["pooled"]
+    every, free = (by_subset.get(subset) for subset in ("all", "without leaks"))
+    if every is None or free is None:
+        return []
+    return [
+        "The truth itself, judged on one half of the test images and on the other, orders techniques with a "
+        f"correlation of {told(every['halves'])} (without leaks {told(free['halves'])}): those that do nothing are "
+        "ordered by chance. So a predictor that knew the true order would reach about "
+        f"{told(every['most'])} (without leaks {told(free['most'])}), and less with heads trained anew, for the same "
+        "heads judged both halves.",
+        "",
+    ]
 
 
 def _ruled(results: dict[str, Any]) -> dict[str, Any]:
