@@ -19,7 +19,7 @@ def study(
     ] = 2,
     domains: Annotated[str | None, flag("Domains.", "all nine", "LIST")] = None,
     timesteps: Annotated[
-        str | None, flag("Timesteps; the first two everywhere.", "300,50,150,500", "LIST")
+        str | None, flag("Timesteps; rules are fitted on the first two.", "300,50,150,500", "LIST")
     ] = None,
     techniques: Annotated[str | None, flag("Techniques, as in gate screen.", "25 of them", "LIST")] = None,
     miniature: Annotated[
@@ -41,6 +41,7 @@ def study(
     from gate.cli.progress import reporting
     from gate.errors import UsageError
     from gate.study.folder import conclude, open_study, read_settings, run_study
+    from gate.study.page import cells_of
     from gate.study.settings import settings_from
 
     folder = Path(output).expanduser()
@@ -60,8 +61,9 @@ def study(
             run_study(folder, settings, workers=workers, progress=progress, log=log)
         log("analysing")
         results = conclude(folder, Path(page).expanduser() if page else folder)
-    cells = results["cells"]
+    done, of = cells_of(results)
+    cases = results["cases"] + (results["unseen"] or {}).get("cases", 0)
     typer.echo(
-        f"{folder}: {cells['done']} of {cells['of']} cells, {results['cases']} cases. "
+        f"{folder}: {done} of {of} cells, {cases} cases. "
         f"Read {(Path(page).expanduser() if page else folder) / 'study.md'}"
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gate.errors import ConfigurationError
+from gate.ranking.rules import Rules
 from gate.screening.config import ScreenConfig
 from gate.study.ceiling import ceilings
 from gate.study.cell import Cell
@@ -14,7 +15,7 @@ from gate.study.costs import cost_ratios
 from gate.study.foretold import RuleReport
 from gate.study.places import places_of
 from gate.study.plan import StudySettings, groups_of
-from gate.study.ruling import rule_reports
+from gate.study.ruling import rule_reports, shipped_reports
 from gate.study.tables import POOLED, Board, make_board, stabilities, tabulate
 
 SCHEMA = 1
@@ -31,15 +32,23 @@ def board_of(cells: Sequence[Cell], settings: StudySettings) -> Board:
 
 
 def analyse(
-    cells: Sequence[Cell], settings: StudySettings, board: Board, *, resamples: int = 100
+    cells: Sequence[Cell],
+    settings: StudySettings,
+    board: Board,
+    *,
+    rules: Rules | None = None,
+    resamples: int = 100,
 ) -> dict[str, Any]:
-    """All that docs/study.md tells."""
+    """All that docs/study.md tells of a board: of the study's first timesteps, with rules fitted on other tasks and
+    domains, or, where `rules` are given, of further timesteps, with those as they are."""
     places = list({id(case.place): case.place for case in board.cases}.values())
     usual = ScreenConfig.model_fields["samples"].default
     default = min(settings.sizes, key=lambda n: abs(n - usual))
-    wanted = sum(len(group.techniques) for group in groups_of(settings))
+    fitted = rules is None
+    wanted = sum(len(g.techniques) for g in groups_of(settings) if (g.timestep in settings.fitted) == fitted)
     tables = tabulate(board, resamples=resamples)
-    reports = {name: _plain(report) for name, report in rule_reports(board, default).items()}
+    judged = rule_reports(board, default) if rules is None else shipped_reports(board, rules, default)
+    reports = {name: _plain(report) for name, report in judged.items()}
     coverage = {name: report["coverage"] for name, report in reports.items()}
     return {
         "schema_version": SCHEMA,
@@ -62,6 +71,7 @@ def analyse(
         "rules": reports,
         "truth": truth_table(board),
         "seconds": seconds_of(cells),
+        "unseen": None,
     }
 
 

@@ -115,16 +115,22 @@ def conclude(folder: Path, page: Path, *, resamples: int = 100) -> dict[str, Any
     from gate.study.cell import load_cells
     from gate.study.page import write_page
     from gate.study.pictures import draw_all
+    from gate.study.places import places_of
     from gate.study.ruling import fitted_rules
 
     settings = read_settings(folder)
     cells = load_cells(folder)
-    board = board_of(cells, settings)
-    results = analyse(cells, settings, board, resamples=resamples)
+    known = [cell for cell in cells if cell.key.timestep in settings.fitted]
+    board = board_of(known, settings)
+    results = analyse(known, settings, board, resamples=resamples)
+    rules = fitted_rules(board, source_of(results))
+    others = [cell for cell in cells if cell.key.timestep not in settings.fitted]
+    if rules is not None and places_of(others):
+        unseen = board_of(others, settings)
+        results["unseen"] = analyse(others, settings, unseen, rules=rules, resamples=resamples)
     beside = page / "study"
     beside.mkdir(parents=True, exist_ok=True)
     write_json(beside / "results.json", results)
-    rules = fitted_rules(board, source_of(results))
     if rules is not None:
         write_json(beside / RULES_FILE, rules.model_dump(mode="json"))
     draw_all(results, beside)

@@ -1,4 +1,4 @@
-"""How well a rule foretells what training would say, on tasks and domains that it was not fitted on."""
+"""How well a rule foretells what training would say, where it was not fitted: other tasks, domains, timesteps."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def least_squares(names: Sequence[str]) -> Fit:
 
 @dataclass(frozen=True)
 class RuleReport:
-    """Of what was left out. n: images of a draw; cases: (task, place) pairs.
+    """Of what it was not fitted on. n: images of a draw; cases: (task, place) pairs.
 
     coverage: share of truths inside their prediction intervals; by_task, by_family: the same of each left out. rmse: of
     the share. spearman, kendall, regret (points), best_in_top3: means over cases and draws; without_leaks: Spearman
     without techniques that see the input's own pixels. each with (value, low, high), by resampling families.
     by_timestep: coverage, spearman, without_leaks, regret and best_in_top3 of each timestep's cases by themselves.
-    coefficients, calibration: fitted on everything, to ship: the rule, and how the truth strays from it.
+    coefficients, calibration: the rule that ships, fitted on everything, and how the truth strays from it.
     """
 
     n: int
@@ -130,16 +130,30 @@ def evaluate_rule(
         inside = np.abs(out.truth - out.predicted) <= bounds.half_width(out.predicted, out.sampling)
         told += zip(judged, out.predicted.tolist(), inside.tolist(), strict=True)
     whole = fit(examples)
-    return _report(board, n, told, whole, examples, confidence, resamples, seed)
+    return _report(board, n, told, whole, calibrate(residuals(whole, examples), confidence), resamples, seed)
+
+
+def judge_rule(
+    board: Board, made: Coefficients, bounds: Calibration, *, n: int, resamples: int = 400, seed: int = 0
+) -> RuleReport:
+    """A rule as it is, on cases that it was not fitted on. Raises ConfigurationError where draws of n are too few."""
+    if board.sizes.count(n) < LEAST_DRAWS:
+        raise ConfigurationError(
+            f"To judge a rule, {LEAST_DRAWS} draws of {n} images are wanted: their spread counts."
+        )
+    examples = examples_of(board, n)
+    out = residuals(made, examples)
+    inside = np.abs(out.truth - out.predicted) <= bounds.half_width(out.predicted, out.sampling)
+    told = list(zip(examples, out.predicted.tolist(), inside.tolist(), strict=True))
+    return _report(board, n, told, made, bounds, resamples, seed)
 
 
 def _report(
     board: Board,
     n: int,
     told: Sequence[tuple[Example, float, bool]],
-    whole: Coefficients,
-    examples: Sequence[Example],
-    confidence: float,
+    made: Coefficients,
+    bounds: Calibration,
     resamples: int,
     seed: int,
 ) -> RuleReport:
@@ -157,7 +171,7 @@ def _report(
         predicted = _matrix(case, guess[case.task, place.domain, place.timestep])
         for name, value in _orders(case, predicted).items():
             values[name].append((place.timestep, place.family, value))
-    families = sorted({e.family for e in examples})
+    families = sorted({e.family for e, _, _ in told})
 
     def spread(name: str, at: int | None = None) -> tuple[float, float, float]:
         """Of a figure, at one timestep or all."""
@@ -172,7 +186,7 @@ def _report(
         return interval_over_families(by_family, families, resamples, seed)
 
     inside_by_family = {f: [x for (_, g), v in held.items() if g == f for x in v] for f in families}
-    tasks = sorted({e.task for e in examples})
+    tasks = sorted({e.task for e, _, _ in told})
     rmse = spread("square")
     return RuleReport(
         n=n,
@@ -188,10 +202,10 @@ def _report(
         best_in_top3=spread("best_in_top3"),
         by_timestep={
             str(t): {name: spread(name, t) for name in BY_TIMESTEP}
-            for t in sorted({e.timestep for e in examples})
+            for t in sorted({e.timestep for e, _, _ in told})
         },
-        coefficients=whole,
-        calibration=calibrate(residuals(whole, examples), confidence),
+        coefficients=made,
+        calibration=bounds,
     )
 
 

@@ -45,6 +45,7 @@ def page_of(results: dict[str, Any]) -> str:
         _by_size(results),
         _by_task(results),
         _rules(results),
+        _unseen(results),
         _costs(results),
         _truths(results),
     ]
@@ -52,11 +53,10 @@ def page_of(results: dict[str, Any]) -> str:
 
 
 def _head(results: dict[str, Any]) -> str:
-    s = results["settings"]
-    whole = results["cells"]["done"] >= results["cells"]["of"]
-    done, of = results["cells"]["done"], results["cells"]["of"]
+    s, more = results["settings"], results["unseen"]
+    done, of = cells_of(results)
     unfinished = (
-        "" if whole else f"\n**Unfinished: {done} of {of} cells are computed; figures are of these.**\n"
+        "" if done >= of else f"\n**Unfinished: {done} of {of} cells are computed; figures are of these.**\n"
     )
     sizes = ", ".join(map(str, s["sizes"]))
     return f"""# Does a minute foretell what training would say?
@@ -69,7 +69,7 @@ gate study --output study-run --workers 2 --page docs
 {unfinished}
 {len(results["techniques"])} techniques x {len(results["tasks"])} tasks x {len(results["domains"])} domains
 ({", ".join(results["domains"])}), timesteps {", ".join(map(str, results["timesteps"]))}: {results["places"]} places,
-{results["cases"]} cases (a task at a place). The backbone is `{s["backbone"]}`.
+{results["cases"]} cases (a task at a place). {_further(more) if more else ""}The backbone is `{s["backbone"]}`.
 
 - Truth: heads trained in full on {s["train"]} images and judged on {s["test"]} others (to match, at most
   {s["pairs"]} pairs of each), {s["head_seeds"]} seeds a task, mean of the seeds.
@@ -81,6 +81,17 @@ gate study --output study-run --workers 2 --page docs
 """
 
 
+def _further(more: dict[str, Any]) -> str:
+    times = ", ".join(map(str, more["timesteps"]))
+    return f"At t = {times}, of which no rule has seen anything, {more['cases']} cases more. "
+
+
+def cells_of(results: dict[str, Any]) -> tuple[int, int]:
+    """How many cells there are, and how many there would be in the whole study."""
+    parts = [results["cells"], *([results["unseen"]["cells"]] if results["unseen"] else [])]
+    return sum(part["done"] for part in parts), sum(part["of"] for part in parts)
+
+
 def _demands(results: dict[str, Any]) -> str:
     n = str(results["n"])
     lines = [
@@ -89,6 +100,14 @@ def _demands(results: dict[str, Any]) -> str:
         "Of each rule on tasks and domains that it was not fitted on, and of the best single quantity, which is "
         "flattered by being chosen here. **Bold** reaches what was asked.",
         "",
+        *_asked(results),
+    ]
+    return "\n".join([*lines, "", *_ceiling(results)])
+
+
+def _asked(results: dict[str, Any]) -> list[str]:
+    n = str(results["n"])
+    lines = [
         "| figure | asked | " + " | ".join(_ruled(results)) + " | best single quantity |",
         "|---|---|" + "---|" * (len(_ruled(results)) + 1),
     ]
@@ -114,12 +133,12 @@ def _demands(results: dict[str, Any]) -> str:
     lines.append(
         f"| Seconds of the screen over those of training | <= 0.02 | {ratio} |" + " |" * len(_ruled(results))
     )
-    return "\n".join([*lines, "", *_ceiling(results)])
+    return lines
 
 
 def _ceiling(results: dict[str, Any]) -> list[str]:
     """How far the truth's own noise lets anybody come."""
-    by_subset = results["ceiling"]["pooled"]
+    by_subset = results["ceiling"].get("pooled", {})
     every, free = (by_subset.get(subset) for subset in ("all", "without leaks"))
     if every is None or free is None:
         return []
@@ -146,14 +165,14 @@ def _within(row: dict[str, Any]) -> str:
     return f"**{told(row)}**" if 0.9 <= row["value"] <= 0.99 else told(row)
 
 
-def _quantities(results: dict[str, Any], subset: str) -> str:
+def _quantities(results: dict[str, Any], subset: str, level: str = "##", where: str = "") -> str:
     n = str(results["n"])
     table = results["spearman"]["pooled"].get(subset)
     if not table:
         return ""
     order = sorted(table, key=lambda q: -_number(table[q][n]["value"]))
     lines = [
-        f"## Every quantity at n = {n}, {subset}",
+        f"{level} Every quantity at n = {n}, {subset}{where}",
         "",
         "| quantity | "
         + " | ".join(f"{title} ({best})" for _, title, best in FIGURES)
@@ -223,18 +242,44 @@ def _rules(results: dict[str, Any]) -> str:
         made = " + ".join(f"{c:.2g} {q}" for q, c in r["coefficients"].items())
         lines.append(f"| {name} | {made} | " + " | ".join(told(c) for c in cells) + " |")
     if len(results["timesteps"]) > 1:
-        lines += [
-            "",
-            "The same of each timestep's cases by themselves, of the rules that ship:",
-            "",
-            "| rule | timestep | coverage | Spearman | without leaks | regret | true best in top 3 |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for name, r in _ruled(results).items():
-            for t, row in r["by_timestep"].items():
-                figures = " | ".join(told(row[key]) for key in BY_TIMESTEP)
-                lines.append(f"| {name} | {t} | {figures} |")
+        lines += ["", "The same of each timestep's cases by themselves, of the rules that ship:", ""]
+        lines += _by_timestep(results)
     return "\n".join([*lines, ""])
+
+
+def _by_timestep(results: dict[str, Any]) -> list[str]:
+    lines = [
+        "| rule | timestep | coverage | Spearman | without leaks | regret | true best in top 3 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, r in _ruled(results).items():
+        for t, row in r["by_timestep"].items():
+            figures = " | ".join(told(row[key]) for key in BY_TIMESTEP)
+            lines.append(f"| {name} | {t} | {figures} |")
+    return lines
+
+
+def _unseen(results: dict[str, Any]) -> str:
+    """What is said of timesteps that no rule was fitted on."""
+    more = results["unseen"]
+    if not more:
+        return ""
+    new, known = (", ".join(map(str, part["timesteps"])) for part in (more, results))
+    lines = [
+        f"## Timesteps that no rule was fitted on, t = {new}",
+        "",
+        f"The rules as they ship, from t = {known}, with the intervals that ship, in {', '.join(more['domains'])}: "
+        f"{more['places']} places, {more['cases']} cases. The rules were fitted on the same tasks and on these domains "
+        "among others; the timesteps, and so all features and all heads, are new to them.",
+        "",
+        *_asked(more),
+        "",
+        *_ceiling(more),
+        *_by_timestep(more),
+        "",
+        *(_quantities(more, subset, "###", f", t = {new}") for subset in ("all", "without leaks")),
+    ]
+    return "\n".join(lines)
 
 
 def _costs(results: dict[str, Any]) -> str:
@@ -255,8 +300,11 @@ def _costs(results: dict[str, Any]) -> str:
 
 def _truths(results: dict[str, Any]) -> str:
     """Of every timestep that has cases, in the study's order."""
-    known = [t for t in results["settings"]["timesteps"] if t in results["timesteps"]]
-    return "\n".join(_truth(results, t, pictured=t == known[0]) for t in known)
+    times = results["settings"]["timesteps"]
+    known = [
+        (part, t) for part in (results, results["unseen"]) if part for t in times if t in part["timesteps"]
+    ]
+    return "\n".join(_truth(part, t, pictured=t == known[0][1]) for part, t in known)
 
 
 def _truth(results: dict[str, Any], t: int, *, pictured: bool) -> str:

@@ -59,7 +59,7 @@ class Domain:
     timesteps: tuple[int, ...] | None = None
 
 
-MAIN = (300, 50)
+MAIN = (300, 50)  # in every domain; a study fits its rules on as many timesteps, its first
 DOMAINS: tuple[Domain, ...] = (
     Domain("held-out", "scenes-held-out", 101),
     Domain("sketches", "sketches-held-out", 102),
@@ -79,7 +79,8 @@ class StudySettings:
 
     screening: images that cheap quantities are drawn from; sizes: of the draws, each n at most `draws` times, without
     overlap. train, test: of the heads, head_seeds of them a task. pairs: to match, in training and test each.
-    timesteps: the first two in every domain, the others where a domain sets none. techniques, domains: names.
+    timesteps: the first two in every domain, and what rules are fitted on; the others where a domain sets none, to
+    judge the rules at timesteps that they do not know. techniques, domains: names.
     image_samples: of the img2img. batch_size: images a denoiser call; it changes no result beyond rounding.
     """
 
@@ -112,6 +113,11 @@ class StudySettings:
             raise UsageError(
                 f"A draw of {max(self.sizes)} does not fit into {self.screening} screening images."
             )
+
+    @property
+    def fitted(self) -> tuple[int, ...]:
+        """The timesteps that rules are fitted on."""
+        return self.timesteps[: len(MAIN)]
 
     @property
     def images(self) -> int:

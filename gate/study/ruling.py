@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 
 from gate.ranking.rules import Fitted, Rules
-from gate.study.calibration import LEAST_DRAWS
-from gate.study.foretold import RuleReport, evaluate_rule, least_squares
+from gate.study.calibration import LEAST_DRAWS, Calibration
+from gate.study.foretold import RuleReport, evaluate_rule, judge_rule, least_squares
 from gate.study.tables import Board
 
 # of what a screen measures, by what the samples have beside images; chosen when four of the nine domains were computed
@@ -40,6 +40,19 @@ def rule_reports(board: Board, n: int) -> dict[str, RuleReport]:
         return {}
     wanted = {title(name): of for name, of in RULES.items()} | {" + ".join(of): of for of in TRIED}
     return {told: _report(board, of, n) for told, of in wanted.items() if set(of) <= set(board.quantities)}
+
+
+def shipped_reports(board: Board, rules: Rules, n: int) -> dict[str, RuleReport]:
+    """Of rules as they are, on a board that none was fitted on; of those that were fitted at n images."""
+    from scipy.stats import norm
+
+    z, found = float(norm.ppf(0.975)), {}
+    for name, each in rules.rules.items():
+        for one in each:
+            if one.n == n and set(one.coefficients) <= set(board.quantities):
+                bounds = Calibration(one.floor, one.slope, z)
+                found[title(name)] = judge_rule(board, one.coefficients, bounds, n=n)
+    return found
 
 
 def fitted_rules(board: Board, source: str) -> Rules | None:
