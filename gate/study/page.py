@@ -244,7 +244,21 @@ def _rules(results: dict[str, Any]) -> str:
     if len(results["timesteps"]) > 1:
         lines += ["", "The same of each timestep's cases by themselves, of the rules that ship:", ""]
         lines += _by_timestep(results)
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *_by_task_covered(results)])
+
+
+def _by_task_covered(results: dict[str, Any]) -> list[str]:
+    """Pooled, intervals may hold what they say by holding too much on one task and too little on another."""
+    tasks = results["tasks"]
+    lines = [
+        "Prediction intervals of 95 % that hold the truth, by task:",
+        "",
+        "| rule | " + " | ".join(tasks) + " |",
+        "|---|" + "---|" * len(tasks),
+    ]
+    for name, r in _ruled(results).items():
+        lines.append(f"| {name} | " + " | ".join(told(r["by_task"][task]) for task in tasks) + " |")
+    return [*lines, ""]
 
 
 def _by_timestep(results: dict[str, Any]) -> list[str]:
@@ -277,6 +291,7 @@ def _unseen(results: dict[str, Any]) -> str:
         *_ceiling(more),
         *_by_timestep(more),
         "",
+        *_by_task_covered(more),
         *(_quantities(more, subset, "###", f", t = {new}") for subset in ("all", "without leaks")),
     ]
     return "\n".join(lines)
