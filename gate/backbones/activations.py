@@ -110,8 +110,33 @@ def _uncompiled(denoiser: nn.Module) -> Iterator[None]:
     compiled = any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in denoiser.modules())
     if compiled:
         warnings.warn("gate.capture runs this denoiser without torch.compile while it is open.", stacklevel=4)
-    with torch.compiler.set_stance("force_eager"):
+    with _EAGER:
         yield
+
+
+class _Eager:
+    """Keeps torch.compile waiting from the first block that is entered to the last that is left, in whatever order.
+
+    The stance is the process's own: blocks of several threads that each put back what they found would leave it behind.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.blocks, self.stance = threading.Lock(), 0, contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.blocks:
+                self.stance.enter_context(torch.compiler.set_stance("force_eager"))
+            self.blocks += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.blocks -= 1
+            if not self.blocks:
+                self.stance.close()
+
+
+_EAGER = _Eager()
 
 
 class _Watch:

@@ -174,6 +174,30 @@ def test_compiled_denoisers_are_captured_as_they_are_written(way: str, first: bo
     assert all(held[layer] is seen[layer] for layer in layers) and _hooks(denoiser) == before
 
 
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["first opened, first closed", "nested"])
+def test_what_is_compiled_runs_compiled_again_once_all_blocks_are_left(order: tuple[int, int]) -> None:
+    """As blocks of two threads are left: in any order."""
+    graphs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Any:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    called = torch.compile(lambda x: x.sin() + 1, backend=backend)
+    called(torch.ones(2))
+    assert len(graphs) == 1
+    blocks = [gate.capture(_unet(), ["up0"]) for _ in range(2)]
+    for block in blocks:
+        block.__enter__()
+    for i in order:
+        called(torch.ones(3, 3 + i))  # another shape would be compiled anew
+        blocks[i].__exit__(None, None, None)
+    assert len(graphs) == 1
+    called(torch.ones(5, 5, 5))
+    assert len(graphs) == 2
+
+
 def _quiet() -> Any:
     return warnings.catch_warnings()
 
