@@ -22,15 +22,28 @@ EXPLAINED = Path(__file__).with_name("explained.txt")
 
 # on paper, in seconds; the other tests of measuring take minutes
 MEASURING = ("tests/screening/test_evidence.py", "tests/screening/test_results.py")
-RANKING = ("tests/ranking/test_measures.py", "tests/ranking/test_notes.py", "tests/ranking/test_rank.py")
+PAIRS = "tests/ranking/test_interactions.py"
+RANKING = (
+    "tests/ranking/test_measures.py",
+    "tests/ranking/test_notes.py",
+    "tests/ranking/test_rank.py",
+    PAIRS,
+)
 METRICS = "tests/metrics/test_metric_contract.py"
 REFITS = "tests/probes/test_refits.py"
-PROBES = ("tests/probes/test_probes.py", "tests/probes/test_folds_and_figures.py", REFITS)
+PROBES = (
+    "tests/probes/test_probes.py",
+    "tests/probes/test_folds_and_figures.py",
+    REFITS,
+    "tests/probes/test_brier.py",
+    PAIRS,
+)
 # Patterns of mutated files, and the tests that ought to notice, nearest first.
 TESTS: dict[str, tuple[str, ...]] = {
     "gate/ranking/statistics.py": ("tests/ranking/test_statistics.py", *RANKING),
     "gate/ranking/[!_]*.py": (*RANKING, REFITS),
-    "gate/measure.py": ("tests/ranking/test_measures.py", PROBES[1], "tests/ranking/test_rank.py"),
+    "gate/measure.py": ("tests/ranking/test_measures.py", PROBES[1], "tests/ranking/test_rank.py", PAIRS),
+    "gate/ridge.py": (REFITS, *PROBES),
     "gate/screening/measure.py": MEASURING,
     "gate/screening/measured.py": MEASURING,
     "gate/screening/results.py": MEASURING,
