@@ -6,6 +6,7 @@ import ast
 
 import pytest
 from mutants import explanations, mutants, sample
+from trial import ROOT, trial
 
 SOURCE = '''
 def share(error: float, *, of: float = 1.0) -> float:
@@ -50,3 +51,14 @@ def test_an_explanation_is_found_wherever_the_line_has_moved():
     assert not any(m.key in reasons for m in mutants("share.py", SOURCE.replace("def share", "def other")))
     with pytest.raises(ValueError, match="a reason"):
         explanations("share.py share\n- a\n+ b\n")
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_noticed_and_what_is_right_is_not() -> None:
+    """Tests are run in the very process that holds the mutant: workers of their own would import the original."""
+    file, tests = "gate/measure.py", ("tests/ranking/test_measures.py",)
+    source = (ROOT / file).read_text("utf-8")
+    wrong = source.replace("1 - error / np.where", "1 + error / np.where")
+    assert wrong != source
+    assert trial(file, wrong, tests, 120) == "killed"
+    assert trial(file, source, tests, 120) == "survived"

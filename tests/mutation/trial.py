@@ -82,7 +82,8 @@ def _run(file: str, source: str, tests: Sequence[str]) -> None:
     sys.dont_write_bytecode = True
     sys.meta_path.insert(0, _Mutated(module_name(file), ROOT / file, source))
     os.chdir(ROOT)
-    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
+    # in this process: workers of xdist would import the original
+    code = pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests])
     os._exit(int(code))
 
 

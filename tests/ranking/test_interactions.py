@@ -99,6 +99,32 @@ def test_a_technique_that_is_vanilla_has_none_and_one_without_sketches_has_none_
     np.testing.assert_allclose(comparison.interactions(), 0, atol=1e-20)
 
 
+def test_of_several_probes_the_mean_is_told() -> None:
+    """Both sketches by the same signs: the mean of equal ones is itself, and without one of two a quarter is told."""
+    rng, n = np.random.default_rng(4), 16
+    one = planted(rng, n, 0.1, 0.1)
+    names = ("mean", "again")
+
+    def twice(of: Evidence, second: bool = True) -> Evidence:
+        assert of.counts is not None and of.refits is not None
+        known = names if second else names[:1]
+        return Evidence(
+            {}, dict.fromkeys(names, of.counts["mean"]), {name: of.refits["mean"] for name in known}
+        )
+
+    measures = dict.fromkeys(names, Mean())
+
+    def told(second: bool) -> np.ndarray:
+        pair = twice(still(n), second), {"t": twice(one, second)}
+        found: np.ndarray = Comparison(*pair, measures, WITHIN, (), names).interactions()
+        return found
+
+    both, first = told(True), told(False)
+    score, _, gain, *each = both
+    assert score == pytest.approx(gain) == pytest.approx(each[0]) == pytest.approx(each[1]) and score > 0
+    assert first[2] == pytest.approx(gain / 4) and first[4] == 0
+
+
 def test_no_more_than_half_is_taken_off_and_p_agrees_with_the_interval() -> None:
     rng, n = np.random.default_rng(3), 32
     values = rng.standard_normal(n) + 0.4

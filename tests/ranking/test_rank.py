@@ -448,3 +448,8 @@ def test_twenty_five_techniques_take_seconds():
     ranking = ranked(vanilla, techniques, resamples=2000)
     assert len(ranking.entries) == 25
     assert time.process_time() - start < 15  # about 1 s on one core; loose, for busy machines
+
+
+def test_nothing_measured_ranks_nothing():
+    with pytest.raises(IncomparableError, match="neither shifts nor counts"):
+        rank(Evidence({}), {"t": Evidence({})}, measures={}, score_metrics=(), seed=0)
