@@ -51,6 +51,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "gate/metrics/c*.py": ("tests/metrics/test_cosine_and_cka.py", METRICS),
     "gate/metrics/eps.py": ("tests/metrics/test_eps.py", METRICS),
     "gate/metrics/image.py": ("tests/metrics/test_image.py", METRICS),
+    "probes/clusters.py": ("tests/probes/test_clusters.py", *PROBES),
+    "probes/two_sample.py": ("tests/probes/test_two_sample.py", *PROBES),
+    "probes/zero_shot.py": ("tests/probes/test_zero_shot.py", *PROBES),
     "probes/[!_]*.py": PROBES,
     "gate/passes.py": ("tests/test_passes.py", *MEASURING, "tests/test_calls.py"),
 }
