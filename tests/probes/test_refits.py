@@ -125,24 +125,22 @@ def test_a_resample_moves_an_error_by_the_influence_of_what_it_counts_otherwise(
     np.testing.assert_allclose(comparison.quantities(drawn)[0], [0, 0, 0, 1 - 0.5 / 0.4], atol=1e-12)
 
 
+def score_of(probe, evidence):
+    """The score's interval of a technique beside vanilla, by one probe. evidence: both, (columns, refits or None)."""
+    vanilla, technique = (
+        Evidence({}, {probe.name: c[:, None]}, None if j is None else {probe.name: j[:, None]})
+        for c, j in evidence
+    )
+    measures = {probe.name: probe}
+    ranking = rank(
+        vanilla, {"t": technique}, measures=measures, score_metrics=(), score_probes=tuple(measures), seed=0
+    )
+    return ranking.entries[0].score
+
+
 def test_the_interval_of_a_probe_holds_the_spread_of_its_refits():
     samples = data(n=40)
     folds, probe = make_folds(samples), PixelLinear()
     both = [probe.judge(features(samples, signal), samples, folds) for signal in (0.3, 0.36)]
-
-    def width(refits: bool) -> float:
-        vanilla, technique = (
-            Evidence({}, {probe.name: c[:, None]}, {probe.name: j[:, None]} if refits else None)
-            for c, j in both
-        )
-        (entry,) = rank(
-            vanilla,
-            {"t": technique},
-            measures={probe.name: probe},
-            score_metrics=(),
-            score_probes=(probe.name,),
-            seed=0,
-        ).entries
-        return entry.score.high - entry.score.low
-
-    assert 1.01 < width(True) / width(False) < 2
+    with_refits, without = score_of(probe, both), score_of(probe, [(c, None) for c, _ in both])
+    assert 1.01 < (with_refits.high - with_refits.low) / (without.high - without.low) < 2
