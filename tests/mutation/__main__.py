@@ -27,6 +27,7 @@ RANKING = (
     "tests/ranking/test_measures.py",
     "tests/ranking/test_notes.py",
     "tests/ranking/test_rank.py",
+    "tests/ranking/test_rules.py",
     PAIRS,
 )
 METRICS = "tests/metrics/test_metric_contract.py"

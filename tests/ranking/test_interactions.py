@@ -11,7 +11,9 @@ import pytest
 from gate.measure import Measure, share_removed, share_slopes
 from gate.probe import SKETCHES, Folds, Probe, make_folds, random_signs
 from gate.probes.brier import Brier
+from gate.probes.linear import Linear
 from gate.probes.pixel_brier import PixelBrier
+from gate.probes.pixel_linear import PixelLinear
 from gate.ranking.comparison import Comparison
 from gate.ranking.entry import Evidence, Weights
 from gate.ranking.statistics import studentise
@@ -207,6 +209,16 @@ def test_sketches_are_of_what_each_trained_image_does_to_each_judged(
     without = probe.evaluate(x[order], part, Folds(np.array([0] * len(kept) + [1] * len(test))))[len(kept) :]
     exact = (without[:, 0] - columns[test, 0]) / columns[:, 1].sum()
     assert np.corrcoef(exact, every[i, test])[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("cls", [Linear, Brier, PixelLinear, PixelBrier])
+def test_the_units_of_channels_are_nothing_to_refits(cls: type[Probe]) -> None:
+    samples, probe = data(n=24), cls()
+    x, folds = features(samples, 0.5), make_folds(samples)
+    units = np.logspace(-1, 1, x.shape[1], dtype=np.float32)[:, None, None]
+    (_, plain), (_, scaled) = (probe.judge(made, samples, folds) for made in (x, x * units))
+    assert plain is not None and scaled is not None
+    np.testing.assert_allclose(scaled, plain, atol=2e-3 * np.abs(plain).max())
 
 
 def test_the_score_of_a_squared_error_is_told_more_closely() -> None:

@@ -26,6 +26,12 @@ class Likeness(Metric):
         raise NotImplementedError
 
 
+class Endless(Measure):
+    """0 is perfect, and there is no worst."""
+
+    name = "endless"
+
+
 class Ratio(Metric):
     """Sum of the first column over the sum of the second."""
 
@@ -128,6 +134,16 @@ def test_numbers_outside_the_range_are_refused_and_nan_is_not() -> None:
     with pytest.raises(PluginError, match="likeness gives 0.2 to 1.2, outside its range"):
         Likeness().stored(np.array([0.2, 1.2]))
     Ratio().stored(np.array([-5.0]))  # columns are not the number
+    with pytest.raises(PluginError, match="outside its range"):  # one end is open, and the other is one
+        Endless().stored(np.array([-0.1]))
+
+
+def test_accuracy_of_many_resamples_and_cells_is_that_of_each() -> None:
+    counts = np.random.default_rng(0).integers(0, 9, (2, 3, 4, 4))
+    found = confusion_error(confusion_margins(counts), "accuracy")
+    assert found.shape == (2, 3)
+    for i, j in np.ndindex(2, 3):
+        assert found[i, j] == pytest.approx(1 - np.trace(counts[i, j]) / counts[i, j].sum())
 
 
 def test_facts_that_cannot_be_ranked_are_refused_where_they_are_written() -> None:
