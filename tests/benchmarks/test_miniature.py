@@ -24,6 +24,8 @@ from benchmarks.sets import NAMES, layers_of
 from benchmarks.timing import Ratio, alternated, ratios
 from gate.backbone import Backbone
 
+pytestmark = pytest.mark.slow  # half a minute: what users run does not touch it
+
 MODELS = ("tiny", "sd15-miniature", "pixart-miniature")
 
 

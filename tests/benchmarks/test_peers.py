@@ -12,6 +12,8 @@ from benchmarks.measure import EXACT, FAST, Settings, measure
 from benchmarks.peers import Peers
 from benchmarks.table import table
 
+pytestmark = pytest.mark.slow  # half a minute: what users run does not touch it
+
 DIFT = """
 import pathlib, time, torch
 print("what a peer prints is none of the pipe's")

@@ -62,6 +62,7 @@ def test_the_loss_is_one_minus_the_cosine_of_clean_and_noisy_features(
     torch.testing.assert_close(loss, plain, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_fits_a_folder_of_ones_own_images_and_drops_the_heads(
     tiny: Backbone, scenes: SampleSet, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ def fitted(folder: Path, **changes: Any) -> Fitted:
     return fit(make_fit_config({**SMALL, **changes, "output": str(folder)}))
 
 
+@pytest.mark.slow
 def test_a_lora_in_bfloat16_follows_the_one_in_float32(tmp_path: Path) -> None:
     half, full = (fitted(tmp_path / dtype, name="lora", dtype=dtype) for dtype in ("bfloat16", "float32"))
     a, b = (load_file(done.path / FILE) for done in (half, full))

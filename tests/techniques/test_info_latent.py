@@ -126,6 +126,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fit(make_fit_config(config)).path
 
 
+@pytest.mark.slow
 def test_a_fit_leaves_weights_that_the_technique_takes(
     fitted: Path, tiny: Backbone, scenes: SampleSet
 ) -> None:
