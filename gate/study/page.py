@@ -108,7 +108,7 @@ def _demands(results: dict[str, Any]) -> str:
 def _asked(results: dict[str, Any]) -> list[str]:
     n = str(results["n"])
     lines = [
-        "| figure | asked | " + " | ".join(_ruled(results)) + " | best single quantity |",
+        "| " + " | ".join(["figure", "asked", *_ruled(results), "best single quantity"]) + " |",
         "|---|---|" + "---|" * (len(_ruled(results)) + 1),
     ]
     for figure, subset, words, asked, bound, direction in DEMANDS:
