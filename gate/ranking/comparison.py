@@ -186,8 +186,8 @@ class Comparison:
         out = np.zeros(len(self.names) * self.block + len(self.pairs))
         scores = []
         for i, name in enumerate(self.names):
-            found = {m: self._sketch(name, m) for m in self.techniques[name]}
-            known = {m: sketch for m, sketch in found.items() if sketch is not None}
+            told = ((m, self._sketch(name, m)) for m in self.techniques[name])
+            known = {m: sketch for m, sketch in told if sketch is not None}
             rows = out[i * self.block : (i + 1) * self.block]
             scores.append(sum(c * known[m] for m, c in self.coefficients.items() if m in known))
             rows[0] = _variance(scores[-1])

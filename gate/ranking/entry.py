@@ -23,7 +23,7 @@ class Evidence:
     counts: probe -> (n, cells, ...), what it gave for each sample (confusion counts (n, cells, k, k), units are images
     or pixels), summed over noise seeds. What was not measured is absent.
     refits: probe -> (n, cells), what the error would change by if the probe were trained without this sample, or
-    (n, cells, 1 + r), beside it that of the errors counted by r random signs (`gate.probe.Probe.judge`).
+    (n, cells, 1 + r), beside it r sketches of what pairs of samples do (`gate.probe.random_signs`).
     """
 
     shifts: Mapping[str, Floats]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +18,13 @@ from torch import Tensor
 from gate.backbone import Backbone, pixels
 from gate.backbones import load_backbone, resolve_layers
 from gate.calls import Memo
-from gate.errors import ConfigurationError
+from gate.errors import ConfigurationError, PluginError
 from gate.extraction.plan import usual_batch
 from gate.machine import halving
 from gate.measure import Measure
 from gate.metric import Compares, Metric
 from gate.passes import Plan, stream
-from gate.probe import Folds, Probe, make_folds, probe_map
+from gate.probe import SKETCHES, Folds, Probe, make_folds, probe_map
 from gate.registry import select_plugins
 from gate.request import Response
 from gate.sample import MIN_SAMPLES, SampleSet
@@ -81,6 +82,27 @@ class Bench:
             rows = slice(i, min(i + size, n))
             shelf.put(rows, probe_map(self.reference(rows).features))
         return shelf.array()
+
+    def judged(self, probe: Probe, maps: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """What a probe gives for the samples' maps, (n, c, h, w), as it is kept, and its refits where it tells them.
+
+        Raises PluginError where either is not of these samples.
+        """
+        assert self.folds is not None
+        n, refit = len(self.samples), None
+        if probe.against == "reference":
+            values = probe.compare(maps, self.reference_maps, self.samples, self.folds)
+        else:
+            values, refit = probe.judge(maps, self.samples, self.folds)
+        found = probe.stored(values)
+        if len(found) != n:
+            raise PluginError(f"Probe {probe.name!r} gives {len(found)} rows for {n} samples.")
+        if refit is not None and refit.shape not in ((n,), (n, 1 + SKETCHES)):
+            raise PluginError(
+                f"Probe {probe.name!r} tells refits of shape {refit.shape}; (n,) is wanted, or with sketches by "
+                "`gate.probe.random_signs`."
+            )
+        return found, refit
 
     def comparing(self, what: Compares) -> list[Metric]:
         """The metrics that compare features, predictions, images or whole passes."""

@@ -16,11 +16,10 @@ from torch import Tensor
 from gate.backbone import pixels
 from gate.calls import digest
 from gate.carried import IMAGES, Grids
-from gate.errors import PluginError
 from gate.metric import Metric, Pass, implied_eps
 from gate.noise_path import walk
 from gate.passes import Passed, Plan, reconstruct, single_pass
-from gate.probe import SKETCHES, Probe, probe_map
+from gate.probe import probe_map
 from gate.request import Request, Response
 from gate.screening.pictures import PCA_SAMPLES, pca_image, pca_layer
 from gate.screening.shelf import IN_MEMORY, Shelf
@@ -283,19 +282,11 @@ class Tally:
         for probe in bench.probes:
             source = "" if probe.reads == "features" else probe.name
             for (i, s), shelf in ((cell, shelf) for (of, cell), shelf in self.maps.items() if of == source):
-                values, refit = self._judged(probe, shelf.array())
-                found = probe.stored(values)
-                if len(found) != self.n:
-                    raise PluginError(f"Probe {probe.name!r} gives {len(found)} rows for {self.n} samples.")
+                found, refit = bench.judged(probe, shelf.array())
                 kind = np.int16 if probe.figure else np.float32
                 counts = out.counts.setdefault(probe.name, np.zeros((*cells, *found.shape), kind))
                 counts[i, s] = found
                 if refit is not None:
-                    if refit.shape not in ((self.n,), (self.n, 1 + SKETCHES)):
-                        raise PluginError(
-                            f"Probe {probe.name!r} tells refits of shape {refit.shape}; (n,) is wanted, or with "
-                            "sketches by `gate.probe.random_signs`."
-                        )
                     changes = out.refit.setdefault(probe.name, np.zeros((*cells, *refit.shape), np.float32))
                     changes[i, s] = refit
             if probe.once:  # its one reading stands for every pass
@@ -308,13 +299,6 @@ class Tally:
                 for key, values in tables.items():
                     tables[key] = np.repeat(values, bench.config.seeds, axis=1)
         return out
-
-    def _judged(self, probe: Probe, maps: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        bench = self.bench
-        assert bench.folds is not None
-        if probe.against == "reference":
-            return probe.compare(maps, bench.reference_maps, bench.samples, bench.folds), None
-        return probe.judge(maps, bench.samples, bench.folds)
 
     def _judge_images(self) -> None:
         if not self.images:

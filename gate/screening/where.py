@@ -130,14 +130,13 @@ def where(
 def _judged(
     bench: Bench, technique: Technique, probe: Probe, progress: Callable[[str, int, int], None]
 ) -> tuple[dict[tuple[int, str], Array], dict[tuple[int, str], Array]]:
-    """Columns (n, ...) of the probe, and its refits (n,), of each (timestep, layer), averaged over noise seeds."""
+    """Columns (n, ...) of the probe, and its refits, of each (timestep, layer), averaged over noise seeds."""
     import dataclasses
 
     from gate.passes import stream
     from gate.probe import probe_map
     from gate.screening.shelf import IN_MEMORY, Shelf
 
-    assert bench.folds is not None
     plan = dataclasses.replace(bench.plan(technique), clean=False, outputs=False)
     n, parts = len(bench.samples), [*bench.layers, EVERY]
     shelves = {
@@ -156,8 +155,8 @@ def _judged(
     counts: dict[tuple[int, str], Array] = {}
     refits: dict[tuple[int, str], Array] = {}
     for (t, _, layer), shelf in shelves.items():
-        values, refit = probe.judge(shelf.array(), bench.samples, bench.folds)
-        share = probe.stored(values) / len(plan.seeds)
+        found, refit = bench.judged(probe, shelf.array())
+        share = found / len(plan.seeds)
         counts[t, layer] = counts.get((t, layer), 0) + share
         refits[t, layer] = refits.get((t, layer), 0) + (np.zeros(n) if refit is None else refit) / len(
             plan.seeds

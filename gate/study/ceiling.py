@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 
 from gate.study import agreement
 from gate.study.foretold import interval_over_families
-from gate.study.gains import head_errors
 from gate.study.tables import LEAST, POOLED, SUBSETS, Board, Case
 
 Bounded = dict[str, float]
@@ -51,15 +49,14 @@ def ceilings(
 def _halves(case: Case, splits: int, seed: int) -> dict[str, float]:
     """Mean correlation between halves, of each subset of techniques that is an order."""
     place, task = case.place, case.task
-    n = place.vanilla.truth[task].shape[1]
+    n = place.vanilla.heads(task).shape[1]
     rng = np.random.default_rng([seed, n])
     first = np.array([rng.permutation(n) < n // 2 for _ in range(splits)], np.float64)
     both = [first, 1 - first]
-    base = [head_errors(place.vanilla, task, half) for half in both]
-    errors = [np.stack([head_errors(c, task, half) for c in place.cells.values()], axis=1) for half in both]
-    shares: list[Any] = [
-        1 - e / np.where(b > 0, b, 1)[:, None] for e, b in zip(errors, base, strict=True)
-    ]  # (splits, techniques)
+    shares = []  # of each half: (splits, techniques)
+    for half in both:
+        base, *errors = (c.errors(task, half).mean(axis=0) for c in (place.vanilla, *place.cells.values()))
+        shares.append(1 - np.stack(errors, axis=1) / np.where(base > 0, base, 1)[:, None])
     found = {}
     for subset in SUBSETS:
         at = np.ones(len(case.leaks), np.bool_) if subset == "all" else ~case.leaks

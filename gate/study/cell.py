@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gate.errors import DamagedError
+from gate.errors import ConfigurationError, DamagedError
 from gate.runs.directory import plain, read_arrays, write_arrays
 from gate.study.plan import CellKey
 
@@ -38,15 +38,18 @@ class Cell:
     columns: dict[str, Array] = field(default_factory=dict)
     truth: dict[str, Array] = field(default_factory=dict)
 
-    def figures(self, task: str) -> Array:
-        """The primary figure's error of each head, (seeds,)."""
+    def heads(self, task: str) -> Array:
+        """Of each head, (seeds, n test samples, m). Raises ConfigurationError where the cell holds no such task."""
+        if task not in self.truth:
+            raise ConfigurationError(f"{self.key} holds no {task}; it is of another study.")
+        return self.truth[task]
+
+    def errors(self, task: str, counts: Array) -> Array:
+        """The primary figure's error of each head on test samples that count so often; counts (m, n) -> (seeds, m)."""
         from gate.tasks import find_task
 
-        measure = find_task(task).measures[0]
-        columns = self.truth[task].astype(np.float64)
-        n = columns.shape[1]
-        found = [float(measure.errors(c[:, None], np.ones(n))[0]) for c in columns]
-        return np.array(found)
+        measure, heads = find_task(task).measures[0], self.heads(task).astype(np.float64)
+        return np.stack([measure.errors(c[:, None], counts)[..., 0] for c in heads])
 
 
 def file_of(folder: Path, key: CellKey) -> Path:

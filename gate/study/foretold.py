@@ -26,6 +26,7 @@ from gate.study.tables import Board, Case
 
 Array = npt.NDArray[Any]
 Fit = Callable[[Sequence[Example]], Coefficients]
+Told = tuple[Example, float, bool]  # with the prediction, and whether its interval holds the truth
 BY_TIMESTEP = ("coverage", "spearman", "without_leaks", "regret", "best_in_top3")
 
 
@@ -118,17 +119,12 @@ def evaluate_rule(
         raise ConfigurationError(
             "A rule is judged on tasks and domains that it was not fitted on: the study needs two of each or more."
         )
-    told: list[
-        tuple[Example, float, bool]
-    ] = []  # with the prediction, and whether its interval holds the truth
+    told: list[Told] = []
     for task, family in folds:
         train = [e for e in examples if e.task != task and e.family != family]
         made = fit(train)
         bounds = calibrate(residuals(made, train), confidence)
-        judged = [e for e in examples if (e.task, e.family) == (task, family)]
-        out = residuals(made, judged)
-        inside = np.abs(out.truth - out.predicted) <= bounds.half_width(out.predicted, out.sampling)
-        told += zip(judged, out.predicted.tolist(), inside.tolist(), strict=True)
+        told += _told(made, bounds, [e for e in examples if (e.task, e.family) == (task, family)])
     whole = fit(examples)
     return _report(board, n, told, whole, calibrate(residuals(whole, examples), confidence), resamples, seed)
 
@@ -141,17 +137,20 @@ def judge_rule(
         raise ConfigurationError(
             f"To judge a rule, {LEAST_DRAWS} draws of {n} images are wanted: their spread counts."
         )
-    examples = examples_of(board, n)
+    told = _told(made, bounds, examples_of(board, n))
+    return _report(board, n, told, made, bounds, resamples, seed)
+
+
+def _told(made: Coefficients, bounds: Calibration, examples: Sequence[Example]) -> list[Told]:
     out = residuals(made, examples)
     inside = np.abs(out.truth - out.predicted) <= bounds.half_width(out.predicted, out.sampling)
-    told = list(zip(examples, out.predicted.tolist(), inside.tolist(), strict=True))
-    return _report(board, n, told, made, bounds, resamples, seed)
+    return list(zip(examples, out.predicted.tolist(), inside.tolist(), strict=True))
 
 
 def _report(
     board: Board,
     n: int,
-    told: Sequence[tuple[Example, float, bool]],
+    told: Sequence[Told],
     made: Coefficients,
     bounds: Calibration,
     resamples: int,

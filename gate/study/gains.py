@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gate.errors import ConfigurationError
 from gate.measure import share_removed
 from gate.ranking.statistics import resample_counts
 from gate.screening.config import SCORE_METRICS
 from gate.study.cell import Cell
 from gate.study.places import Place
 from gate.study.plan import StudySettings, draws_of
-from gate.tasks import find_task
 
 Array = npt.NDArray[Any]
 RISING = (
@@ -97,29 +95,20 @@ class Truth:
     vanilla: float
 
 
-def head_errors(cell: Cell, task: str, counts: Array) -> Array:
-    """The figure's error on test samples that count so often, mean over the heads' seeds. counts: (m, n) -> (m,).
-
-    Raises ConfigurationError where the cell holds no such task.
-    """
-    if task not in cell.truth:
-        raise ConfigurationError(f"{cell.key} holds no {task}; it is of another study.")
-    measure, heads = find_task(task).measures[0], cell.truth[task].astype(np.float64)
-    return np.asarray(np.mean([measure.errors(c[:, None], counts)[..., 0] for c in heads], axis=0))
-
-
 def truth_of_place(place: Place, task: str, *, resamples: int = 400, seed: int = 0) -> Truth:
     """Means over the heads' seeds; intervals of 95 % by resampling test samples, the same for all techniques."""
-    if task not in place.vanilla.truth:
-        raise ConfigurationError(f"{place.vanilla.key} holds no {task}; it is of another study.")
-    n = place.vanilla.truth[task].shape[1]
+
+    def errors(cell: Cell, counts: Array) -> Array:
+        return np.asarray(cell.errors(task, counts).mean(axis=0))
+
+    n = place.vanilla.heads(task).shape[1]
     once = np.ones((1, n))
     counts = resample_counts(np.random.default_rng([seed, n]), n, resamples)
-    base, drawn = head_errors(place.vanilla, task, once)[0], head_errors(place.vanilla, task, counts)
+    base, drawn = errors(place.vanilla, once)[0], errors(place.vanilla, counts)
     share, points, sign = [], [], []
     for cell in place.cells.values():
-        error = head_errors(cell, task, once)[0]
-        low, high = np.quantile(drawn - head_errors(cell, task, counts), [0.025, 0.975])
+        error = errors(cell, once)[0]
+        low, high = np.quantile(drawn - errors(cell, counts), [0.025, 0.975])
         share.append(1 - error / base if base > 0 else 0.0)
         points.append(100 * (base - error))
         sign.append(1.0 if low > 0 else -1.0 if high < 0 else 0.0)

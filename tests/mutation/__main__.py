@@ -44,7 +44,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "gate/ranking/statistics.py": ("tests/ranking/test_statistics.py", *RANKING),
     "gate/ranking/[!_]*.py": (*RANKING, REFITS),
     "gate/measure.py": ("tests/ranking/test_measures.py", PROBES[1], "tests/ranking/test_rank.py", PAIRS),
-    "gate/ridge.py": (REFITS, *PROBES),
+    "gate/ridge.py": PROBES,
     "gate/screening/measure.py": MEASURING,
     "gate/screening/measured.py": MEASURING,
     "gate/screening/results.py": MEASURING,

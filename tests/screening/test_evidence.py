@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from gate.errors import PluginError
 from gate.metric import Metric, Pass
 from gate.metrics.eps import Eps
 from gate.probe import Probe, label_counts
@@ -290,6 +291,32 @@ def test_a_leak_wins_by_its_probe_alone_and_a_control_never(assembled: Any) -> N
     better = {r["name"] for r in assembled["ranking"] if r["verdict"] == "better"}
     assert {"twice", "leaking", "losing", "telling", "lower"} <= better
     assert assembled["winners"] == ["telling", "once", "twice"]  # three at most; lower comes after them
+
+
+@pytest.mark.parametrize(
+    ("rows", "refits", "words"),
+    [
+        (slice(1, None), None, "gives {less} rows for {n} samples"),
+        (slice(None), (slice(1, None),), "tells refits of shape"),
+        (slice(None), (slice(None), None), "tells refits of shape"),  # (n, 1)
+    ],
+    ids=["rows", "refits", "columns"],
+)
+def test_what_a_probe_gives_is_of_these_samples(
+    bench: Bench, rows: slice, refits: tuple[slice | None, ...] | None, words: str
+) -> None:
+    n = len(bench.samples)
+
+    class Off(Sign):
+        def judge(self, features: Any, samples: Any, folds: Any) -> Any:
+            values = self.evaluate(features, samples, folds)
+            return values[rows], None if refits is None else np.zeros(n)[refits]
+
+    maps = np.ones((n, 2, 4, 4), np.float32)
+    values, told = bench.judged(Sign(), maps)
+    assert len(values) == n and told is None
+    with pytest.raises(PluginError, match=words.format(less=n - 1, n=n)):
+        bench.judged(Off(), maps)
 
 
 def test_tallies_of_neighbouring_slices_join_to_the_whole(bench: Bench) -> None:
