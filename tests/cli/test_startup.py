@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -30,21 +29,16 @@ def test_importing_gate_and_its_command_line_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == ""
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list", "techniques"]])
-def test_light_commands_take_under_half_a_second(arguments: list[str]) -> None:
-    """Processor time beyond that of starting Python: the clock on the wall measures the neighbours."""
-    bare = min(_seconds("pass", []) for _ in range(3))
-    assert min(_seconds(PROBE, arguments) for _ in range(3)) - bare < 0.5
-
-
-def _seconds(code: str, arguments: list[str]) -> float:
-    timed = f"import time; begin = time.process_time()\nexec({code!r})\nprint(time.process_time() - begin)"
-    command = [sys.executable, "-c", timed, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
+@pytest.mark.parametrize(("arguments", "most"), [(["--help"], 30), (["list", "techniques"], 80)])
+def test_light_commands_load_few_of_our_modules(arguments: list[str], most: int) -> None:
+    """A start is as slow as what it loads; a count says so on a busy machine too (25 and 66 modules today)."""
+    code = f"{PROBE}\nprint(sum(m.split('.')[0] == 'gate' for m in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert 10 < int(done.stdout.splitlines()[-1]) < most
 
 
 def test_python_m_gate_is_the_same_command() -> None:
-    begin = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "gate", "--version"], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("gate 0."), time.perf_counter() - begin
+    assert done.returncode == 0 and done.stdout.startswith("gate 0."), done.stderr

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 
 import numpy as np
@@ -440,14 +439,14 @@ def test_what_cannot_be_compared_is_refused():
     assert ranked(vanilla, {}).entries == ()
 
 
-def test_twenty_five_techniques_take_seconds():
+def test_twenty_five_techniques_come_in_the_order_of_what_they_remove():
     base = np.random.default_rng(0).lognormal(0, 0.5, (64, CELLS))
     vanilla = evidence(base, 1, 0.6, 0)
     techniques = {f"t{i}": evidence(base, 1 - i / 100, 0.6, i + 1) for i in range(25)}
-    start = time.process_time()
-    ranking = ranked(vanilla, techniques, resamples=2000)
-    assert len(ranking.entries) == 25
-    assert time.process_time() - start < 15  # about 1 s on one core; loose, for busy machines
+    ranking = ranked(vanilla, techniques, score_probes=(), resamples=2000)
+    order = [int(entry.name[1:]) for entry in ranking.entries]
+    assert sorted(order) == list(range(25))
+    assert np.corrcoef(order, np.arange(25))[0, 1] < -0.95
 
 
 def test_nothing_measured_ranks_nothing():
