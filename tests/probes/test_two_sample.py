@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
 from gate.errors import ConfigurationError
 from gate.mixture import T_MAX
 from gate.probe import Folds, keyed_generator, make_folds
-from gate.probes.two_sample import BATCH, Discriminator, TwoSample, _main_directions
+from gate.probes.two_sample import BATCH, DECAY, LEAK, RATE, Discriminator, TwoSample, _main_directions
 from gate.sample import Sample, SampleSet
 from gate.testing import check_probe
 
@@ -96,17 +99,93 @@ def test_its_gradient_is_that_of_the_logistic_loss() -> None:
     assert all(not np.array_equal(a, b) for a, b in zip(before, judge.weights, strict=True))
 
 
+def test_it_learns_by_adam_with_decoupled_decay() -> None:
+    """Five steps against torch's own AdamW on the same network, float64."""
+    rng = keyed_generator("adam")
+    rows, t, truth = rng.standard_normal((12, 5)), rng.integers(0, T_MAX, 12), np.arange(12) % 2.0
+    judge = Discriminator(5, rng)
+    first, second = (torch.tensor(w.copy(), requires_grad=True) for w in judge.weights)
+    optimiser = torch.optim.AdamW([first, second], lr=RATE, weight_decay=DECAY)
+    given = torch.cat(
+        [torch.tensor(rows), torch.tensor(t / 1000)[:, None], torch.ones(12, 1).double()], dim=1
+    )
+    for _ in range(5):
+        hidden = torch.nn.functional.leaky_relu(given @ first, LEAK)
+        logits = torch.cat([hidden, torch.ones(12, 1).double()], dim=1) @ second
+        optimiser.zero_grad()
+        torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor(truth)).backward()
+        optimiser.step()
+        np.testing.assert_allclose(judge.learn(rows, t, truth), logits.detach().numpy(), atol=1e-9)
+    for ours, theirs in zip(judge.weights, (first, second), strict=True):
+        np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=1e-9)
+
+
+class Watched(TwoSample):
+    """Notes among which rows each batch is drawn, and what the discriminator is given to learn from."""
+
+    def __init__(self) -> None:
+        super().__init__(steps=3)
+        self.among: list[frozenset[int]] = []
+        self.given: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def _trained(self, real: Any, made: Any, fold: int) -> Any:
+        self.given.append((real, made))
+        return super()._trained(real, made, fold)
+
+    def _drawn(self, real: Any, made: Any, among: Any, t_max: int, rng: Any) -> Any:
+        self.among.append(frozenset(among.tolist()))
+        return super()._drawn(real, made, among, t_max, rng)
+
+
+def test_t_follows_rows_that_the_discriminator_never_learns_from(
+    known: tuple[SampleSet, Folds, np.ndarray],
+) -> None:
+    samples, folds, reference = known
+    probe = Watched()
+    probe.compare(5 * reference, reference, samples, folds)
+    trained = [len(train) for train, _ in folds]
+    assert len(probe.given) == len(trained) and len(probe.among) == 2 * 3 * len(trained)
+    for fold, (real, made) in enumerate(probe.given):
+        n = trained[fold]
+        [learnt] = set(probe.among[6 * fold : 6 * fold + 6 : 2])
+        [apart] = set(probe.among[6 * fold + 1 : 6 * fold + 6 : 2])
+        assert not learnt & apart and learnt | apart == frozenset(range(n)) and len(apart) == round(n / 4)
+        assert real.shape == made.shape and len(real) == n
+        np.testing.assert_allclose(
+            ((real - real.mean(axis=0)) ** 2).mean(), 1
+        )  # noise is in the reference's units
+        np.testing.assert_allclose(made.std(axis=0) / real.std(axis=0), 5, rtol=1e-4)
+
+
+def test_rows_of_both_kinds_are_drawn_apart() -> None:
+    """Real and made rows of a batch are of images of their own: a pair would tell by what it shares."""
+    rows = np.arange(40.0)[:, None]
+    drawn, t = TwoSample(noise=0)._drawn(rows, -rows, np.arange(10, 40), 10, keyed_generator("drawn"))
+    still = drawn[t == 0, 0]
+    real, made = still[: len(still) // 2], -still[len(still) // 2 :]
+    assert len(real) == len(made) == BATCH // 2 and not np.array_equal(real, made)
+    assert min(real.min(), made.min()) >= 10 and max(real.max(), made.max()) <= 39
+
+
+def test_its_error_is_what_accuracy_exceeds_chance_by() -> None:
+    sums = np.array([[24.0, 3.0], [12.0, 30.0]])
+    assert TwoSample().error_of_sums(sums, np.array(32)).tolist() == [0.25, 0.0]
+
+
 def test_directions_span_what_the_rows_do_in_units_of_the_reference() -> None:
     rng = np.random.default_rng(0)
     real, made = rng.standard_normal((2, BATCH, 3)) @ rng.standard_normal((3, 10))
     directions = _main_directions(real, made + 5)
     assert directions.shape == (10, 4)
     np.testing.assert_allclose((((real - real.mean(0)) @ directions) ** 2).mean(), 1)
+    small = _main_directions(real / 100, made / 100)
+    np.testing.assert_allclose((((real - real.mean(0)) / 100 @ small) ** 2).mean(), 1)
     assert _main_directions(np.zeros((5, 4)), np.zeros((5, 4))).shape == (4, 1)
 
 
 def test_it_keeps_the_contract_and_refuses_settings_that_mean_nothing() -> None:
     report = check_probe(TwoSample)
     assert report.ok, str(report)
-    with pytest.raises(ConfigurationError, match="kimg"):
-        TwoSample(kimg=0)
+    for wrong in ({"kimg": 0}, {"steps": 0}, {"noise": -0.1}):
+        with pytest.raises(ConfigurationError, match="kimg"):
+            TwoSample(**wrong)  # type: ignore[arg-type]
