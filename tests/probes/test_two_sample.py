@@ -188,4 +188,4 @@ def test_it_keeps_the_contract_and_refuses_settings_that_mean_nothing() -> None:
     assert report.ok, str(report)
     for wrong in ({"kimg": 0}, {"steps": 0}, {"noise": -0.1}):
         with pytest.raises(ConfigurationError, match="kimg"):
-            TwoSample(**wrong)  # type: ignore[arg-type]
+            TwoSample(**wrong)
