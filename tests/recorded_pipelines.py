@@ -16,6 +16,7 @@ from small_pipelines import (
     decoder_config,
     flow,
     gemma_tokenizer,
+    qwen_vl,
     save,
     t5_encoder,
     t5_tokenizer,
@@ -31,27 +32,6 @@ def umt5_encoder(tokenizer: Any) -> Any:
     return UMT5EncoderModel(
         UMT5Config(vocab_size=len(tokenizer), d_model=WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     )
-
-
-def qwen_vl(tokenizer: Any) -> Any:
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    text = decoder_config("Qwen2Config", len(tokenizer), layers=3).to_dict()
-    kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    config = Qwen2_5_VLConfig(
-        text_config={
-            **{key: text[key] for key in (*kept, "num_key_value_heads", "bos_token_id", "eos_token_id")},
-            "rope_scaling": {"type": "default", "mrope_section": [1, 1, 2]},
-        },
-        vision_config={
-            "depth": 1,
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_heads": 2,
-            "out_hidden_size": WIDTH,
-        },
-    )
-    return Qwen2_5_VLForConditionalGeneration(config)
 
 
 def aura_flow(folder: Path) -> Path:
@@ -216,7 +196,7 @@ def hunyuan_image(folder: Path) -> Path:
             sample_size=64,
             scaling_factor=0.75289,
         ),
-        "text_encoder": qwen_vl(tokenizer),
+        "text_encoder": qwen_vl(tokenizer, layers=3),
         "tokenizer": tokenizer,
         "text_encoder_2": t5_encoder(glyphs),
         "tokenizer_2": glyphs,
@@ -326,7 +306,7 @@ def kandinsky5(folder: Path) -> Path:
     tokenizer, clip = byte_tokenizer("Qwen2Tokenizer"), clip_tokenizer()
     parts = {
         "vae": vae(blocks=4),
-        "text_encoder": qwen_vl(tokenizer),
+        "text_encoder": qwen_vl(tokenizer, layers=3),
         "tokenizer": tokenizer,
         "text_encoder_2": clip_encoder(clip),
         "tokenizer_2": clip,

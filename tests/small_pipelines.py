@@ -124,6 +124,27 @@ def decoder_config(cls: str, vocabulary: int, layers: int = 2) -> Any:
     )
 
 
+def qwen_vl(tokenizer: Any, layers: int) -> Any:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = decoder_config("Qwen2Config", len(tokenizer), layers=layers).to_dict()
+    kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    config = Qwen2_5_VLConfig(
+        text_config={
+            **{key: text[key] for key in (*kept, "num_key_value_heads", "bos_token_id", "eos_token_id")},
+            "rope_scaling": {"type": "default", "mrope_section": [1, 1, 2]},
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": WIDTH,
+        },
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
 def vae(channels: int = 4, blocks: int = 3, kind: str = "AutoencoderKL", **options: Any) -> Any:
     import diffusers
 
@@ -412,30 +433,8 @@ def gemma_tokenizer() -> Any:
 
 def qwen_image(folder: Path) -> Path:
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     tokenizer = byte_tokenizer("Qwen2Tokenizer")
-    text = decoder_config("Qwen2Config", len(tokenizer)).to_dict()
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": WIDTH,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "rope_scaling": {"type": "default", "mrope_section": [1, 1, 2]},
-            "bos_token_id": text["bos_token_id"],
-            "eos_token_id": text["eos_token_id"],
-        },
-        vision_config={
-            "depth": 1,
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_heads": 2,
-            "out_hidden_size": WIDTH,
-        },
-    )
     parts = {
         "vae": AutoencoderKLQwenImage(
             base_dim=8,
@@ -446,7 +445,7 @@ def qwen_image(folder: Path) -> Path:
             latents_mean=[0.1] * 4,
             latents_std=[2.0] * 4,
         ),
-        "text_encoder": Qwen2_5_VLForConditionalGeneration(config),
+        "text_encoder": qwen_vl(tokenizer, layers=1),
         "tokenizer": tokenizer,
         "transformer": QwenImageTransformer2DModel(
             in_channels=16,
