@@ -286,6 +286,7 @@ def test_maps_are_extracted_per_head_and_screened_as_channels(tiny: Backbone) ->
     torch.testing.assert_close(feature.flatten(2)[:, 3], made[name][:, 0, :, 3], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_screening_on_attention_maps(tmp_path: Path) -> None:
     done = gate.screen(
         techniques=["prompt"],

@@ -177,6 +177,7 @@ def test_an_interrupted_evaluation_says_how_to_go_on(tmp_path: Path, monkeypatch
     assert "nothing is kept without --output DIR" in cli.invoke(app, asked).stderr
 
 
+@pytest.mark.slow
 def test_a_saved_amalgamation_is_extracted_by_its_file_alone(tmp_path: Path) -> None:
     folder, store = tmp_path / "t", tmp_path / "store"
     done("task", LINEAR, "--amalgamate", "vanilla,prompt@300", *SMALL, "--output", str(folder))

@@ -91,6 +91,7 @@ def test_threads_and_layout_are_put_back(tiny: Backbone) -> None:
     assert torch.get_num_threads() == before and tiny.denoiser.conv_in.weight.is_contiguous()
 
 
+@pytest.mark.slow
 def test_a_compiled_forward_is_cut_and_gives_the_same(scenes: SampleSet, tmp_path: Path) -> None:
     """Through the compiler's own graph: what comes after the last layer is dead code, and not in it."""
     from small_pipelines import build
@@ -146,6 +147,7 @@ def test_precision_settles_the_dtype() -> None:
         dtype_of("fast", cpu, "float32")
 
 
+@pytest.mark.slow
 def test_costs_are_counted_and_add_up_as_the_cost_model_says(tiny: Backbone) -> None:
     layers = ("up1",)
     one = cost_of(tiny, [Technique()], layers)

@@ -98,6 +98,7 @@ def test_the_code_tells_images_apart_and_is_a_samples_own(tiny: Backbone, scenes
         assert carried.added is None
 
 
+@pytest.mark.slow
 def test_mmd_to_the_prior_is_that_of_many_draws_and_0_for_it() -> None:
     """Against the V-statistic with drawn priors, whose own bias is (1 - E k) / n."""
     g = torch.Generator().manual_seed(0)

@@ -98,6 +98,7 @@ def test_timestep_ensemble_is_the_mean_over_clamped_offsets(batch: Batch) -> Non
         assert torch.allclose(got.features[layer].double(), mean, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_inverting_and_going_back_returns_the_latent(tiny: Backbone, scenes: SampleSet) -> None:
     batch = tiny.batch(scenes[:2].samples)
     errors = []
