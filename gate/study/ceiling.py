@@ -6,6 +6,7 @@ from collections import defaultdict
 
 import numpy as np
 
+from gate.measure import share_removed
 from gate.study import agreement
 from gate.study.foretold import interval_over_families
 from gate.study.tables import LEAST, POOLED, SUBSETS, Board, Case
@@ -56,7 +57,7 @@ def _halves(case: Case, splits: int, seed: int) -> dict[str, float]:
     shares = []  # of each half: (splits, techniques)
     for half in both:
         base, *errors = (c.errors(task, half).mean(axis=0) for c in (place.vanilla, *place.cells.values()))
-        shares.append(1 - np.stack(errors, axis=1) / np.where(base > 0, base, 1)[:, None])
+        shares.append(share_removed(np.stack(errors, axis=1)[..., None], base[:, None, None]))
     found = {}
     for subset in SUBSETS:
         at = np.ones(len(case.leaks), np.bool_) if subset == "all" else ~case.leaks
